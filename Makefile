@@ -1,0 +1,94 @@
+# One command each; every target makes the environment it needs (Python >= 3.10 and make are enough).
+#
+#   make demo      train fair models on the bundled census data and show what the layer does
+#   make test      run all tests              make lint    style, formatting, types
+#   make docs      build the documentation    make bench   measure, and write bench/results/
+#   make clean     remove everything that make made
+#
+# TORCH says which build of torch to install: an exact version, so that pip never picks one on its own.
+# Where pip's index serves builds for a GPU and the CPU build is wanted instead:
+#   make test TORCH='torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu'
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BENCH_VENV ?= .venv-bench
+# What else to hand to pip (a constraint: make test PIP_ARGS='numpy<2'), to pytest and to the demo.
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+
+python := $(VENV)/bin/python
+bench_python := $(BENCH_VENV)/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.NOTPARALLEL: # two targets share one environment
+.PHONY: help demo test lint docs bench clean check-python
+
+help:
+	@sed -n '/^#   make/s/^# //p' Makefile
+
+demo: $(VENV)/.stamp-demo
+	$(python) -m fairopt demo $(DEMO_ARGS)
+
+test: $(VENV)/.stamp-test
+	$(python) -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.stamp-lint
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+
+docs: $(VENV)/.stamp-docs
+	$(python) -m sphinx --fail-on-warning --keep-going -q -b html docs docs/_build/html
+	@echo "documentation: docs/_build/html/index.html"
+
+bench: $(BENCH_VENV)/.stamp-bench
+	$(bench_python) -m bench $(BENCH_ARGS)
+
+clean:
+	rm -rf $(VENV) $(BENCH_VENV) .venv-numpy1 build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find fairopt tests bench docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---------------------------------------------------------------- environments
+# A stamp is written last, so an installation that was cut short has none and runs again. While pip is
+# at work the marker .unfinished stands in the environment; whoever finds it starts from an empty one,
+# because half-written packages can look installed.
+
+define install # $(1): environment, $(2): what to install
+	@$(check_python)
+	@if [ ! -x $(1)/bin/python ] || [ -e $(1)/.unfinished ]; then \
+	    rm -rf $(1) && mkdir -p $(1) && touch $(1)/.unfinished && \
+	    { $(PYTHON) -m venv $(1) || { \
+	        echo "error: '$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; }; \
+	fi
+	@touch $(1)/.unfinished
+	$(1)/bin/python -m pip install --quiet $(TORCH) $(2) $(PIP_ARGS)
+	@rm $(1)/.unfinished && touch $@
+endef
+
+define check_python
+command -v $(PYTHON) >/dev/null 2>&1 || { \
+    echo "error: '$(PYTHON)' not found; install Python 3.10 or newer, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+    echo "error: fairopt needs Python 3.10 or newer, '$(PYTHON)' is $$($(PYTHON) -V 2>&1); name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+endef
+
+$(VENV)/.stamp-demo: pyproject.toml
+	$(call install,$(VENV),-e '.[demo]')
+
+$(VENV)/.stamp-test: pyproject.toml
+	$(call install,$(VENV),-e '.[test]')
+
+$(VENV)/.stamp-lint: pyproject.toml
+	$(call install,$(VENV),-e '.[lint]')
+
+$(VENV)/.stamp-docs: pyproject.toml
+	$(call install,$(VENV),-e '.[docs]')
+
+$(BENCH_VENV)/.stamp-bench: pyproject.toml bench/requirements.txt
+	$(call install,$(BENCH_VENV),-r bench/requirements.txt -e .)

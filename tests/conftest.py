@@ -1,0 +1,52 @@
+"""What all tests share: reproducible draws, threads, devices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import torch
+from hypothesis import HealthCheck, settings
+
+# Reproducible by default: the same code draws the same problems on every machine, so that a red run
+# stays red until it is mended. To look for new counterexamples, with a line that reproduces each:
+#
+#     HYPOTHESIS_PROFILE=random make test
+_common = {
+    "deadline": None,  # the first example may compile a kernel
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+settings.register_profile("default", derandomize=True, database=None, **_common)
+settings.register_profile("quick", derandomize=True, database=None, max_examples=25, **_common)
+settings.register_profile("random", derandomize=False, print_blob=True, max_examples=500, **_common)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))  # an unknown name raises
+
+
+@pytest.fixture(autouse=True)
+def _clean_torch() -> Iterator[None]:
+    """Seed torch; give back its threads, default dtype and gradient mode as they were.
+
+    Two threads whatever the machine has: the parallel code runs everywhere, and sums come out alike.
+    """
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    yield
+    torch.set_default_dtype(dtype)
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(True)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device that the machine has; for the others, a skip that says so."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        reason = (
+            "this build of torch has no CUDA" if torch.version.cuda is None else "no CUDA device"
+        )
+        pytest.skip(f"{reason} (torch {torch.__version__})")
+    return torch.device(request.param)
