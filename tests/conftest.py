@@ -30,7 +30,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))  # an unk
 def _clean_torch() -> Iterator[None]:
     """Seed torch; give back its threads, default dtype and gradient mode as they were.
 
-    Two threads whatever the machine has: the parallel code runs everywhere, and sums come out alike.
+    Two threads whatever the machine has: the parallel code runs everywhere, and sums agree.
     """
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     torch.manual_seed(0)
