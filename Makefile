@@ -30,7 +30,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help demo test lint docs bench clean check-python
 
 help:
-	@sed -n '/^#   make/s/^# //p' Makefile
+	@sed -n '/^#   make [a-z]*  /s/^# //p' Makefile
 
 demo: $(VENV)/.stamp-demo
 	$(python) -m fairopt demo $(DEMO_ARGS)
