@@ -1,0 +1,707 @@
+"""Compiled kernels of the closed-form projection: the dual of a diagonal QP with few rows.
+
+The problem, for one element of the batch, with samples i, cells k and rows r::
+
+    minimise  sum_i  P_i x_i^2 / 2 + q_i x_i
+    subject to  l <= C s <= u,   s_k = sum_{i in cell k} w_i x_i,   lb_i <= x_i <= ub_i
+
+(w_i is the weight with which sample i enters its cell; dense rows are the case of one sample per
+cell, w = 1.) With row multipliers y and *tilts* t = C^T y, the primal is explicit,
+
+    x_i(t) = clip(-(q_i + w_i t_k) / P_i, lb_i, ub_i),
+
+and one pass over the samples gives, per cell, the sum s_k(t), the curvature
+h_k(t) = -ds_k/dt_k = sum of w_i^2 / P_i over the samples strictly between their bounds (a sample
+exactly at a bound with zero multiplier counts as between), and the magnitude
+sum |w_i x_i|, to which every rounding-aware test below is relative.
+
+The dual  minimise  Phi(y) = -min_x L(x, y) + u.y^+ - l.y^-  is convex and piecewise quadratic.
+``advance`` is a proximal Newton method on it. Its model of the cell sums is linear,
+s_k(t + dt) = s_k - D_k dt_k with D_k = max(h_k, mu H_k), where H_k is the curvature of the
+whole cell when nothing is clipped and mu a Levenberg-Marquardt factor that keeps the model strictly
+convex where a cell is wholly clipped. The model problem is a least-distance problem in as many
+unknowns as there are cells; ``newton_step`` solves it by the dual active-set method of Goldfarb and
+Idnani (Math. Programming 27, 1983), which never takes a dependent row into its active set, so that
+redundant rows need no treatment. Steps are globalised by a line search on the slope of Phi, not on
+its value: differences of values cancel near the solution, slopes do not.
+
+The tilt is held as an unevaluated sum t_hi + t_lo. With scores of 1e8 between bounds of 0 and 1 the
+last digit of t alone would move a prediction by 1e-8; -(q/P) - t_hi cancels exactly and t_lo
+carries the rest, so that rows hold to the precision of x, not of the scores.
+
+Everything runs without the GIL and touches no global state. ``evaluate`` must not be compiled with
+reassociation as a whole (it would undo the compensated tilt): the sums may be reassociated,
+the function ``unclipped`` may not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+__all__ = [
+    "CONTINUE",
+    "CONVERGED",
+    "INFEASIBLE",
+    "NOT_FINITE",
+    "STALLED",
+    "adjoint_sums",
+    "adjoint_write",
+    "advance",
+    "cell_limits",
+    "count",
+    "evaluate",
+    "new_state",
+    "scatter",
+    "solve",
+    "write",
+]
+
+CONTINUE, CONVERGED, STALLED, INFEASIBLE, NOT_FINITE = 0, 1, 2, 3, 4
+
+EPS = float(np.finfo(np.float64).eps)
+
+# Slots of the float state of one solve.
+MU, ALPHA, LOW, LOW_SLOPE, HIGH, HIGH_SLOPE, SLOPE0, BEST, STATE_SIZE = 0, 1, 2, 3, 4, 5, 6, 7, 8
+# Slots of the integer state.
+ITERATION, TRIES, STALLS, PENDING, EVALUATIONS, REGULAR, COUNTS_SIZE = 0, 1, 2, 3, 4, 5, 6
+
+MAX_ITERATIONS = 2000
+MAX_TRIES = 60
+
+
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """njit, cached on disk; without the cache where no cache folder can be written."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+        except RuntimeError:  # numba: "no locator available", neither folder is writable
+            return njit(nogil=True, error_model="numpy", **options)(function)
+
+    return decorate
+
+
+def at(a, i):  # type: ignore[no-untyped-def]
+    """Element i of an array, or the value that all elements share."""
+    return a[i] if isinstance(a, np.ndarray) else a
+
+
+@overload(at, inline="always")
+def _at(a, i):  # type: ignore[no-untyped-def]
+    if isinstance(a, types.Array):
+        return lambda a, i: a[i]
+    return lambda a, i: a
+
+
+@compiled(fastmath=False)  # said aloud: left unsaid, it would inherit the flags of its caller
+def unclipped(q: float, inverse: float, w: float, t_hi: float, t_lo: float) -> float:
+    """-(q + w t) / P with the high part of the tilt cancelled first."""
+    step = w * inverse
+    return (-(inverse * q) - step * t_hi) - step * t_lo
+
+
+# ---------------------------------------------------------------------------------------------
+# Passes over the samples
+# ---------------------------------------------------------------------------------------------
+
+
+@compiled()
+def count(cell, first, last, counts):  # type: ignore[no-untyped-def]
+    """Number of samples per cell in first <= i < last; four tables hide the store latency."""
+    cells = counts.shape[0]
+    table = np.zeros((4, cells), np.int64)
+    stop = first + (last - first) // 4 * 4
+    for i in range(first, stop, 4):
+        table[0, cell[i]] += 1
+        table[1, cell[i + 1]] += 1
+        table[2, cell[i + 2]] += 1
+        table[3, cell[i + 3]] += 1
+    for i in range(stop, last):
+        table[0, cell[i]] += 1
+    for k in range(cells):
+        counts[k] = table[0, k] + table[1, k] + table[2, k] + table[3, k]
+
+
+@compiled()
+def scatter(values, cell, first, last, position, out):  # type: ignore[no-untyped-def]
+    """Copy values[first:last] to the places of their cells; position[k] is the next free one."""
+    for i in range(first, last):
+        k = cell[i]
+        out[position[k]] = values[i]
+        position[k] += 1
+
+
+@compiled()
+def cell_limits(inverse, w, lb, ub, start, first, last, H, low, high):  # type: ignore[no-untyped-def]
+    """Per cell: curvature with nothing clipped, least and greatest sum that the bounds allow."""
+    for k in range(H.shape[0]):
+        a, b = max(start[k], first), min(start[k + 1], last)
+        H[k] = low[k] = high[k] = 0.0
+        for i in range(a, b):
+            wi = at(w, i)
+            if at(lb, i) < at(ub, i):
+                H[k] += wi * wi * at(inverse, i)
+            # A weight of zero times an infinite bound must not become NaN.
+            if wi > 0.0:
+                low[k] += wi * at(lb, i)
+                high[k] += wi * at(ub, i)
+            elif wi < 0.0:
+                low[k] += wi * at(ub, i)
+                high[k] += wi * at(lb, i)
+
+
+@compiled(fastmath={"reassoc", "nsz"})
+def evaluate(q, inverse, w, lb, ub, start, t_hi, t_lo, first, last, single, s, h, size):  # type: ignore[no-untyped-def]
+    """One pass over first <= i < last, samples in cell order; see the top of the file.
+
+    With ``single`` the values are rounded to float32 before they are summed: what an auditor of the
+    returned tensor adds up.
+    """
+    for k in range(s.shape[0]):
+        a, b = max(start[k], first), min(start[k + 1], last)
+        th, tl = t_hi[k], t_lo[k]
+        total = curvature = magnitude = 0.0
+        if single:
+            for i in range(a, b):
+                wi = at(w, i)
+                v = unclipped(q[i], at(inverse, i), wi, th, tl)
+                x = np.float64(np.float32(min(max(v, at(lb, i)), at(ub, i))))
+                total += wi * x
+                magnitude += abs(wi * x)
+        else:
+            for i in range(a, b):
+                wi, p = at(w, i), at(inverse, i)
+                v = unclipped(q[i], p, wi, th, tl)
+                lower, upper = at(lb, i), at(ub, i)
+                x = min(max(v, lower), upper)
+                total += wi * x
+                magnitude += abs(wi * x)
+                curvature += wi * wi * p if (v == x) & (lower < upper) else 0.0
+        s[k], h[k], size[k] = total, curvature, magnitude
+
+
+@compiled()
+def write(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, x):  # type: ignore[no-untyped-def]
+    """The solution in the order of the samples."""
+    for i in range(first, last):
+        k = cell[i]
+        v = unclipped(q[i], at(inverse, i), at(w, i), t_hi[k], t_lo[k])
+        x[i] = min(max(v, at(lb, i)), at(ub, i))
+
+
+@compiled()
+def at_bound(q, inverse, w, lb, ub, t, x):  # type: ignore[no-untyped-def]
+    """-1 held by the lower bound, +1 by the upper, 0 free: the activity rule of fairopt.kkt.
+
+    Bounds that meet always hold. Whether a sample sits AT its bound is read off x, which is exact;
+    whether the bound pushes, off the multiplier.
+    """
+    pull = -q * inverse - w * inverse * t
+    if lb == ub:
+        return 1 if pull >= ub else -1
+    if x == lb and pull < lb:
+        return -1
+    if x == ub and pull > ub:
+        return 1
+    return 0
+
+
+@compiled()
+def adjoint_sums(  # type: ignore[no-untyped-def]
+    q, inverse, w, lb, ub, cell, t, x, g, first, last, s, h
+):
+    """Per cell, over the free samples: s = sum of w g / P and h = sum of w^2 / P."""
+    cells = s.shape[0]
+    table = np.zeros((4, cells, 2))
+    for i in range(first, last):
+        k = cell[i]
+        wi, p = at(w, i), at(inverse, i)
+        free = at_bound(q[i], p, wi, at(lb, i), at(ub, i), t[k], x[i]) == 0
+        step = wi * p if free else 0.0
+        table[i & 3, k, 0] += step * g[i]
+        table[i & 3, k, 1] += step * wi
+    for k in range(cells):
+        s[k] = table[0, k, 0] + table[1, k, 0] + table[2, k, 0] + table[3, k, 0]
+        h[k] = table[0, k, 1] + table[1, k, 1] + table[2, k, 1] + table[3, k, 1]
+
+
+@compiled()
+def adjoint_write(  # type: ignore[no-untyped-def]
+    q, inverse, w, lb, ub, cell, t, x, g, tilt, first, last, v
+):
+    """v = -(g + w tilt) / P on the free samples, 0 on the others."""
+    for i in range(first, last):
+        k = cell[i]
+        wi, p = at(w, i), at(inverse, i)
+        free = at_bound(q[i], p, wi, at(lb, i), at(ub, i), t[k], x[i]) == 0
+        v[i] = -(g[i] + wi * tilt[k]) * p if free else 0.0
+
+
+# ---------------------------------------------------------------------------------------------
+# The model problem
+# ---------------------------------------------------------------------------------------------
+
+
+@compiled()
+def orthogonalise(N, r, Q, R, q):  # type: ignore[no-untyped-def]
+    """Column q of the factorisation of the active normals (N_W^T = Q R); the length of the rest.
+
+    Gram-Schmidt, twice: "twice is enough". Q is stored by rows (q, K).
+    """
+    K = N.shape[1]
+    rest = Q[q]
+    for k in range(K):
+        rest[k] = N[r, k]
+    for j in range(q):
+        R[j, q] = 0.0
+    for _ in range(2):
+        for j in range(q):
+            c = 0.0
+            for k in range(K):
+                c += Q[j, k] * rest[k]
+            R[j, q] += c
+            for k in range(K):
+                rest[k] -= c * Q[j, k]
+    length = 0.0
+    for k in range(K):
+        length += rest[k] * rest[k]
+    return math.sqrt(length)
+
+
+# A normal whose part outside the span of the active ones is shorter than this is dependent.
+DEPENDENT = 1e-9
+# A multiplier that changes more slowly than this does not change: the rate is rounding.
+NO_RATE = 1e-10
+
+
+@compiled()
+def factorise(N, W, side, lam, q, Q, R, aside):  # type: ignore[no-untyped-def]
+    """Factorise the normals of W afresh, leaving dependent ones aside; the number that stay."""
+    kept = 0
+    for j in range(q):
+        length = orthogonalise(N, W[j], Q, R, kept)
+        if length > DEPENDENT:
+            for k in range(N.shape[1]):
+                Q[kept, k] /= length
+            R[kept, kept] = length
+            W[kept], side[kept], lam[kept] = W[j], side[j], lam[j]
+            kept += 1
+        else:
+            aside[W[j]] = side[j] * lam[j]
+    return kept
+
+
+@compiled()
+def back_substitute(R, c, q, out):  # type: ignore[no-untyped-def]
+    """out = R^-1 c."""
+    for j in range(q - 1, -1, -1):
+        a = c[j]
+        for i in range(j + 1, q):
+            a -= R[j, i] * out[i]
+        out[j] = a / R[j, j]
+
+
+@compiled()
+def newton_step(C, l, u, floor, s, D, y, y_new, dt, ray):  # type: ignore[no-untyped-def]
+    """Minimise the model; False if its rows contradict each other (then ``ray`` proves it).
+
+    In z = (s_new - s) / sqrt(D) and normals N_r = C_r sqrt(D) / |C_r sqrt(D)|, signed so that
+    an active row reads N_r z = b_r, the model is: minimise |z|^2 / 2 + (what y already pulls), and
+    a multiplier that grows by a moves z by -a N_r. The method starts from the rows on which y
+    acts, drops those that would pull the wrong way, then adds the most violated row, one at a
+    time. Results: the new multipliers ``y_new`` and the change of tilt ``dt``.
+    """
+    m, K = C.shape
+    root = np.sqrt(D)
+    N = np.empty((m, K))
+    length = np.empty(m)
+    a = np.empty(m)  # row values at s
+    for r in range(m):
+        total = value = 0.0
+        for k in range(K):
+            c = C[r, k] * root[k]
+            N[r, k] = c
+            total += c * c
+            value += C[r, k] * s[k]
+        a[r] = value
+        length[r] = math.sqrt(total)
+        if length[r] > 0.0:
+            for k in range(K):
+                N[r, k] /= length[r]
+
+    most = min(m, K)
+    W = np.empty(most + 1, np.int64)
+    side = np.empty(most + 1)
+    Q = np.empty((most + 1, K))
+    R = np.zeros((most + 1, most + 1))
+    lam = np.zeros(most + 1)
+    c = np.empty(most + 1)
+    rate = np.empty(most + 1)
+    z = np.zeros(K)
+    active = np.zeros(m, np.bool_)
+    aside = np.zeros(m)
+
+    # Rows on which y acts. Rows that do not fit (dependent now) are dropped by factorise.
+    q = 0
+    for r in range(m):
+        if y[r] != 0.0 and length[r] > 0.0 and q < most:
+            W[q] = r
+            side[q] = 1.0 if y[r] > 0.0 else -1.0
+            q += 1
+    while True:
+        q = factorise(N, W, side, lam, q, Q, R, aside)  # lam is still zero
+        active[:] = False
+        for j in range(q):
+            active[W[j]] = True
+        z[:] = 0.0
+        for r in range(m):
+            if y[r] != 0.0 and not active[r]:
+                for k in range(K):
+                    z[k] += y[r] * length[r] * N[r, k]
+        # e = signed excess of the active rows; c = R^-T e; z -= Q c; the multipliers grow R^-1 c.
+        for j in range(q):
+            r = W[j]
+            e = (a[r] - (u[r] if side[j] > 0.0 else l[r])) / length[r]
+            for k in range(K):
+                e += N[r, k] * z[k]
+            for i in range(j):
+                e -= R[i, j] * c[i]
+            c[j] = e / R[j, j]
+        for j in range(q):
+            for k in range(K):
+                z[k] -= c[j] * Q[j, k]
+        back_substitute(R, c, q, rate)
+        kept = 0
+        for j in range(q):
+            r = W[j]
+            grown = y[r] * length[r] + rate[j]  # unsigned normals: this is the signed multiplier
+            if l[r] == u[r] or grown * side[j] > 0.0:
+                W[kept], side[kept], lam[kept] = r, side[j], grown * side[j]
+                kept += 1
+        if kept == q:
+            break
+        q = kept
+        lam[:] = 0.0
+
+    solved = True
+    for _ in range(50 * (m + K) + 50):
+        # The most violated row, in the metric of the model.
+        worst = 0.0
+        p = -1
+        p_side = 0.0
+        for r in range(m):
+            if active[r]:
+                continue
+            shift = rounding = 0.0
+            for k in range(K):
+                move = N[r, k] * z[k]
+                shift += move
+                rounding += abs(move)
+            value = a[r] + length[r] * shift
+            over = value - u[r]
+            under = l[r] - value
+            excess = max(over, under)
+            if excess <= floor[r] + 8.0 * EPS * length[r] * rounding:
+                continue
+            if length[r] == 0.0:
+                # No sample moves this row: it can never hold.
+                ray[:] = 0.0
+                ray[r] = 1.0 if over > under else -1.0
+                return False
+            if excess / length[r] > worst:
+                worst = excess / length[r]
+                p = r
+                p_side = 1.0 if over > under else -1.0
+        if p < 0:
+            break
+        lam_p = 0.0
+        while True:
+            reach = orthogonalise(N, p, Q, R, q)
+            for j in range(q):
+                c[j] = R[j, q] * p_side
+            back_substitute(R, c, q, rate)  # N_p = sum_j rate_j N_Wj (unsigned) + rest
+            step = np.inf
+            blocking = -1
+            for j in range(q):
+                signed = rate[j] * side[j]
+                if l[W[j]] != u[W[j]] and signed > NO_RATE and lam[j] < step * signed:
+                    step = lam[j] / signed
+                    blocking = j
+            full = np.inf
+            if reach > DEPENDENT and q < most:
+                full = worst / (reach * reach)
+            if blocking < 0 and full == np.inf:
+                # Dependent on rows that cannot give way. Within rounding it holds; beyond, never.
+                ray[:] = 0.0
+                ray[p] = p_side / length[p]
+                for j in range(q):
+                    ray[W[j]] = -rate[j] / length[W[j]]
+                solved = False
+                active[p] = True  # left aside with what it has pulled; the other rows still count
+                aside[p] = p_side * lam_p
+                break
+            if full <= step:
+                for k in range(K):
+                    z[k] -= full * p_side * Q[q, k]
+                for j in range(q):
+                    lam[j] -= full * rate[j] * side[j]
+                for k in range(K):
+                    Q[q, k] /= reach
+                R[q, q] = reach
+                W[q], side[q], lam[q] = p, p_side, lam_p + full
+                active[p] = True
+                q += 1
+                break
+            if full < np.inf:
+                for k in range(K):
+                    z[k] -= step * p_side * Q[q, k]
+                worst -= step * reach * reach
+            for j in range(q):
+                lam[j] -= step * rate[j] * side[j]
+            lam_p += step
+            active[W[blocking]] = False
+            for j in range(blocking, q - 1):
+                W[j], side[j], lam[j] = W[j + 1], side[j + 1], lam[j + 1]
+            q = factorise(N, W, side, lam, q - 1, Q, R, aside)
+
+    for j in range(q):
+        aside[W[j]] = side[j] * lam[j]
+    for r in range(m):
+        y_new[r] = aside[r] / length[r] if aside[r] != 0.0 else 0.0
+    for k in range(K):
+        dt[k] = 0.0
+        if root[k] > 0.0:
+            dt[k] = -z[k] / root[k]
+        else:  # nothing in this cell can move: its tilt only follows the multipliers
+            for r in range(m):
+                dt[k] += C[r, k] * (y_new[r] - y[r])
+    return solved
+
+
+# ---------------------------------------------------------------------------------------------
+# The outer iteration
+# ---------------------------------------------------------------------------------------------
+
+
+@compiled()
+def new_state(m, K):  # type: ignore[no-untyped-def]
+    """Multipliers, tilts and counters of a solve that has not begun."""
+    numbers = np.zeros(STATE_SIZE)
+    numbers[MU] = 1e-2
+    numbers[BEST] = np.inf
+    counts = np.zeros(COUNTS_SIZE, np.int64)
+    # multipliers: current, trial, and the target of the step; tilts: current and trial, hi and lo
+    return numbers, counts, np.zeros((3, m)), np.zeros((4, K)), np.zeros(K)
+
+
+@compiled()
+def proves_infeasible(C, l, u, ray, low, high):  # type: ignore[no-untyped-def]
+    """Farkas: the least value of ray.C s over all reachable s exceeds what the rows allow."""
+    m, K = C.shape
+    least = size = 0.0
+    for r in range(m):
+        if ray[r] > 0.0:
+            least -= u[r] * ray[r]
+            size += abs(u[r] * ray[r])
+        elif ray[r] < 0.0:
+            least -= l[r] * ray[r]
+            size += abs(l[r] * ray[r])
+    if not least > -np.inf:
+        return False
+    for k in range(K):
+        c = total = 0.0
+        for r in range(m):
+            c += ray[r] * C[r, k]
+            total += abs(ray[r] * C[r, k])
+        if abs(c) <= 1e-12 * total:
+            # Zero but for rounding: it counts only through what rounding could have hidden.
+            reach = max(abs(low[k]), abs(high[k]))
+            if reach < np.inf:
+                size += total * reach
+            continue
+        term = c * low[k] if c > 0.0 else c * high[k]
+        least += term
+        size += abs(term)
+    return least > 1e-11 * size
+
+
+@compiled(fastmath=False)
+def two_sum_into(hi, lo, change):  # type: ignore[no-untyped-def]
+    """(hi + lo) + change as an unevaluated sum (Knuth)."""
+    a = lo + change
+    total = hi + a
+    b = total - hi
+    return total, (hi - (total - b)) + (a - b)
+
+
+@compiled()
+def advance(C, l, u, low, high, H, s, h, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
+    """Given the pass at the trial tilt, take it or shorten the step; then set the next trial.
+
+    Returns CONTINUE when another pass at T[2] + T[3] is wanted; otherwise the solution is Y[0] with
+    tilt T[0] + T[1].
+    """
+    m, K = C.shape
+    counts[EVALUATIONS] += 1
+    y, trial, target = Y[0], Y[1], Y[2]
+    for k in range(K):
+        if not math.isfinite(s[k]):
+            return NOT_FINITE
+
+    if counts[PENDING]:
+        # Slope of Phi along the step, approached from the left.
+        alpha = numbers[ALPHA]
+        slope = noise = 0.0
+        for k in range(K):
+            slope -= s[k] * dt[k]
+            noise += size[k] * abs(dt[k])
+        for r in range(m):
+            d = target[r] - y[r]
+            if d != 0.0:
+                sign = trial[r] if trial[r] != 0.0 else -d
+                term = (u[r] if sign > 0.0 else l[r]) * d
+                slope += term
+                noise += abs(term)
+        limit = 8.0 * EPS * noise
+        if counts[REGULAR] and counts[ITERATION] <= 25:
+            limit = max(limit, 0.3 * abs(numbers[SLOPE0]))
+        if numbers[SLOPE0] >= -limit:
+            limit = np.inf  # no descent above rounding is left: the step is a correction, take it
+        if slope > limit and counts[TRIES] < MAX_TRIES:
+            # Too far: the minimum of Phi on this ray lies before alpha.
+            numbers[HIGH], numbers[HIGH_SLOPE] = alpha, slope
+        elif (
+            slope < -0.7 * abs(numbers[SLOPE0])
+            and counts[TRIES] < MAX_TRIES // 2
+            and numbers[HIGH] - alpha > 1e-3 * numbers[HIGH]
+        ):
+            # Far too short: Phi falls on as steeply as at the start.
+            numbers[LOW], numbers[LOW_SLOPE] = alpha, slope
+        else:
+            alpha = -alpha
+        if alpha > 0.0:
+            counts[TRIES] += 1
+            lo_a, hi_a = numbers[LOW], numbers[HIGH]
+            share = numbers[LOW_SLOPE] / (numbers[LOW_SLOPE] - numbers[HIGH_SLOPE])
+            share = min(max(share, 0.01), 0.9)
+            if hi_a == np.inf:
+                alpha = 8.0 * lo_a
+            elif counts[TRIES] % 3 == 0:
+                # A step may be ten orders too long: bisect the exponent now and then.
+                alpha = math.sqrt(max(lo_a, 1e-18) * hi_a)
+                if not lo_a < alpha < hi_a:
+                    alpha = 0.5 * (lo_a + hi_a)
+            else:
+                alpha = lo_a + share * (hi_a - lo_a)
+            numbers[ALPHA] = alpha
+            for r in range(m):
+                trial[r] = y[r] + alpha * (target[r] - y[r])
+            for k in range(K):
+                T[2, k], T[3, k] = two_sum_into(T[0, k], T[1, k], alpha * dt[k])
+            return CONTINUE
+        alpha = -alpha
+        for r in range(m):
+            y[r] = trial[r]
+        for k in range(K):
+            T[0, k], T[1, k] = T[2, k], T[3, k]
+        # A tilt that grew large and came back has lost digits; then it is taken from y afresh.
+        drifted = False
+        for k in range(K):
+            exact = scale = 0.0
+            for r in range(m):
+                exact += C[r, k] * y[r]
+                scale += abs(C[r, k] * y[r])
+            if abs(T[0, k] + T[1, k] - exact) > 32.0 * EPS * scale:
+                drifted = True
+                T[0, k], T[1, k] = exact, 0.0
+        if alpha >= 1.0:
+            numbers[MU] = max(numbers[MU] * 1e-2, 1e-16)
+        elif alpha < 0.3:
+            numbers[MU] = min(numbers[MU] * 1e2, 1.0)
+        if drifted:
+            counts[PENDING] = 0
+            T[2], T[3] = T[0], T[1]
+            return CONTINUE
+
+    # How far from optimal, relative to what rounding allows.
+    floor = np.empty(m)
+    worst = 0.0
+    for r in range(m):
+        value = scale = 0.0
+        for k in range(K):
+            value += C[r, k] * s[k]
+            scale += abs(C[r, k]) * size[k]
+        if y[r] > 0.0:
+            off = abs(value - u[r])
+        elif y[r] < 0.0:
+            off = abs(value - l[r])
+        else:
+            off = max(value - u[r], l[r] - value, 0.0)
+        if math.isfinite(u[r]):
+            scale = max(scale, abs(u[r]))
+        if math.isfinite(l[r]):
+            scale = max(scale, abs(l[r]))
+        floor[r] = 4.0 * EPS * scale
+        if off > floor[r]:
+            worst = max(worst, off / floor[r])
+    if worst == 0.0:
+        return CONVERGED
+    if worst <= 1000.0:  # a few hundred roundings: better only if it comes at once
+        counts[STALLS] += 1
+        if counts[STALLS] > 3 and worst >= numbers[BEST]:
+            return CONVERGED
+    numbers[BEST] = min(numbers[BEST], worst)
+    if counts[ITERATION] >= MAX_ITERATIONS:
+        return STALLED
+    if proves_infeasible(C, l, u, y, low, high):
+        target[:] = y
+        return INFEASIBLE
+
+    D = np.empty(K)
+    ray = np.zeros(m)
+    counts[REGULAR] = 1
+    for k in range(K):
+        D[k] = h[k]
+        if h[k] < numbers[MU] * H[k]:
+            D[k] = numbers[MU] * H[k]
+            counts[REGULAR] = 0  # the model guesses: overshoot is not to be trusted
+    counts[ITERATION] += 1
+    if not newton_step(C, l, u, floor, s, D, y, target, dt, ray):
+        if proves_infeasible(C, l, u, ray, low, high):
+            target[:] = ray
+            return INFEASIBLE
+        # Contradictory only to rounding: the step towards the rows before it is still good.
+
+    slope = 0.0
+    for k in range(K):
+        slope -= s[k] * dt[k]
+    for r in range(m):
+        d = target[r] - y[r]
+        if d != 0.0:
+            sign = y[r] if y[r] != 0.0 else d
+            slope += (u[r] if sign > 0.0 else l[r]) * d
+    numbers[SLOPE0] = numbers[LOW_SLOPE] = slope
+    numbers[LOW], numbers[HIGH], numbers[HIGH_SLOPE], numbers[ALPHA] = 0.0, np.inf, 0.0, 1.0
+    counts[TRIES], counts[PENDING] = 0, 1
+    for r in range(m):
+        trial[r] = target[r]
+    for k in range(K):
+        T[2, k], T[3, k] = two_sum_into(T[0, k], T[1, k], dt[k])
+    return CONTINUE
+
+
+@compiled()
+def solve(C, l, u, low, high, H, q, inverse, w, lb, ub, start, s, h, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
+    """The whole iteration in one thread."""
+    n = q.shape[0]
+    while True:
+        evaluate(q, inverse, w, lb, ub, start, T[2], T[3], 0, n, False, s, h, size)
+        status = advance(C, l, u, low, high, H, s, h, size, numbers, counts, Y, T, dt)
+        if status != CONTINUE:
+            return status
