@@ -80,7 +80,7 @@ LAYERS = [
     {"backends"},
     {"solve"},
     {"layer", "online", "agreement", "audit", "datasets", "sampler"},
-    {"demo"},
+    {"demo", "doctor"},
     {"cli"},
 ]
 FAIRNESS = {
