@@ -56,6 +56,8 @@ __all__ = [
     "cell_limits",
     "count",
     "evaluate",
+    "excess",
+    "item",
     "new_state",
     "scatter",
     "solve",
@@ -65,6 +67,7 @@ __all__ = [
 CONTINUE, CONVERGED, STALLED, INFEASIBLE, NOT_FINITE = 0, 1, 2, 3, 4
 
 EPS = float(np.finfo(np.float64).eps)
+TINY = 1e-290  # below this, doubles run out of digits
 
 # Slots of the float state of one solve.
 MU, ALPHA, LOW, LOW_SLOPE, HIGH, HIGH_SLOPE, SLOPE0, BEST, STATE_SIZE = 0, 1, 2, 3, 4, 5, 6, 7, 8
@@ -97,6 +100,36 @@ def _at(a, i):  # type: ignore[no-untyped-def]
     if isinstance(a, types.Array):
         return lambda a, i: a[i]
     return lambda a, i: a
+
+
+def item(a, b):  # type: ignore[no-untyped-def]
+    """Row b of an array (B, n), or the value that all share."""
+    return a[b] if isinstance(a, np.ndarray) else a
+
+
+@overload(item, inline="always")
+def _item(a, b):  # type: ignore[no-untyped-def]
+    if isinstance(a, types.Array):
+        return lambda a, b: a[b]
+    return lambda a, b: a
+
+
+def in_order(a, cell, start):  # type: ignore[no-untyped-def]
+    """The elements of an array sorted by cell (stable), or the value that all share."""
+    raise NotImplementedError
+
+
+@overload(in_order)
+def _in_order(a, cell, start):  # type: ignore[no-untyped-def]
+    if isinstance(a, types.Array):
+
+        def sort(a, cell, start):  # type: ignore[no-untyped-def]
+            out = np.empty_like(a)
+            scatter(a, cell, 0, a.shape[0], start[:-1].copy(), out)
+            return out
+
+        return sort
+    return lambda a, cell, start: a
 
 
 @compiled(fastmath=False)  # said aloud: left unsaid, it would inherit the flags of its caller
@@ -647,7 +680,7 @@ def advance(C, l, u, low, high, H, s, h, size, numbers, counts, Y, T, dt):  # ty
             scale = max(scale, abs(u[r]))
         if math.isfinite(l[r]):
             scale = max(scale, abs(l[r]))
-        floor[r] = 4.0 * EPS * scale
+        floor[r] = max(4.0 * EPS * scale, TINY)
         if off > floor[r]:
             worst = max(worst, off / floor[r])
     if worst == 0.0:
@@ -697,7 +730,7 @@ def advance(C, l, u, low, high, H, s, h, size, numbers, counts, Y, T, dt):  # ty
 
 
 @compiled()
-def solve(C, l, u, low, high, H, q, inverse, w, lb, ub, start, s, h, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
+def iterate(C, l, u, low, high, H, q, inverse, w, lb, ub, start, s, h, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
     """The whole iteration in one thread."""
     n = q.shape[0]
     while True:
@@ -705,3 +738,63 @@ def solve(C, l, u, low, high, H, q, inverse, w, lb, ub, start, s, h, size, numbe
         status = advance(C, l, u, low, high, H, s, h, size, numbers, counts, Y, T, dt)
         if status != CONTINUE:
             return status
+
+
+@compiled()
+def excess(C, l, u, s, size):  # type: ignore[no-untyped-def]
+    """Worst violation of a row relative to its scale, as fairopt.solution.row_excess has it."""
+    worst = 0.0
+    for r in range(C.shape[0]):
+        value = scale = 0.0
+        for k in range(C.shape[1]):
+            value += C[r, k] * s[k]
+            scale += abs(C[r, k]) * size[k]
+        if value > u[r]:
+            worst = max(worst, (value - u[r]) / (scale + abs(u[r])))
+        elif value < l[r]:
+            worst = max(worst, (l[r] - value) / (scale + abs(l[r])))
+    return worst
+
+
+@compiled()
+def solve(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, first, last, x, y, tilt, status, counts_out, worst):  # type: ignore[no-untyped-def]
+    """Solve the problems first <= b < last of a batch, one after the other, in one thread.
+
+    ``inverse`` (1/P), ``w``, ``lb`` and ``ub`` are four numbers or four arrays (B, n). With
+    ``grouped`` the samples are in cell order already, one per cell (dense rows).
+    """
+    n = q.shape[1]
+    m, K = C.shape[1], C.shape[2]
+    start = np.zeros(K + 1, np.int64)
+    low, high, H = np.empty(K), np.empty(K), np.empty(K)
+    s, h, size = np.empty(K), np.empty(K), np.empty(K)
+    for b in range(first, last):
+        qb, pb, wb, lo, up = q[b], item(inverse, b), item(w, b), item(lb, b), item(ub, b)
+        if grouped:
+            for k in range(K + 1):
+                start[k] = k
+            qs, ps, ws, los, ups = qb, pb, wb, lo, up
+        else:
+            count(cell[b], 0, n, start[1:])
+            for k in range(K):
+                start[k + 1] += start[k]
+            qs = in_order(qb, cell[b], start)
+            ps, ws = in_order(pb, cell[b], start), in_order(wb, cell[b], start)
+            los, ups = in_order(lo, cell[b], start), in_order(up, cell[b], start)
+        cell_limits(ps, ws, los, ups, start, 0, n, H, low, high)
+        numbers, counts, Y, T, dt = new_state(m, K)
+        status[b] = iterate(
+            C[b], l[b], u[b], low, high, H, qs, ps, ws, los, ups, start, s, h, size,
+            numbers, counts, Y, T, dt,
+        )  # fmt: skip
+        if status[b] == INFEASIBLE:
+            y[b] = Y[2]
+        else:
+            y[b] = Y[0]
+        for k in range(K):
+            tilt[b, k] = T[0, k] + T[1, k]
+        counts_out[b] = counts[EVALUATIONS]
+        write(qb, pb, wb, lo, up, cell[b], T[0], T[1], 0, n, x[b])
+        if single:
+            evaluate(qs, ps, ws, los, ups, start, T[0], T[1], 0, n, True, s, h, size)
+        worst[b] = excess(C[b], l[b], u[b], s, size)

@@ -1,0 +1,62 @@
+"""fairopt: guaranteed fairness for PyTorch models.
+
+A differentiable layer moves predictions as little as possible so that a parity notion holds, exactly,
+in training and in serving. Importing this package imports no solver.
+"""
+
+from fairopt.constraints import (
+    Constraint,
+    DemographicParity,
+    EqualizedOdds,
+    EqualOpportunity,
+    MeanResidual,
+    PredictiveEquality,
+)
+from fairopt.errors import (
+    BackendNotFoundError,
+    ConvergenceError,
+    FairoptError,
+    InfeasibleError,
+    NotDifferentiableError,
+    ProblemError,
+    UnsupportedProblemError,
+)
+from fairopt.formulate import formulate
+from fairopt.layer import FairnessLayer, project
+from fairopt.problem import LP, QP, CellRows, DenseRows, Rows, SparseRows
+from fairopt.sampler import StratifiedBatchSampler
+from fairopt.solution import Residuals, Solution, Status, residuals
+from fairopt.solve import solve
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LP",
+    "QP",
+    "BackendNotFoundError",
+    "CellRows",
+    "Constraint",
+    "ConvergenceError",
+    "DemographicParity",
+    "DenseRows",
+    "EqualOpportunity",
+    "EqualizedOdds",
+    "FairnessLayer",
+    "FairoptError",
+    "InfeasibleError",
+    "MeanResidual",
+    "NotDifferentiableError",
+    "PredictiveEquality",
+    "ProblemError",
+    "Residuals",
+    "Rows",
+    "Solution",
+    "SparseRows",
+    "Status",
+    "StratifiedBatchSampler",
+    "UnsupportedProblemError",
+    "formulate",
+    "project",
+    "residuals",
+    "solve",
+]

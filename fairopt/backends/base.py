@@ -1,0 +1,105 @@
+"""What a backend is: a solver, and what it says it can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from fairopt.errors import UnsupportedProblemError
+from fairopt.kkt import Adjoint
+from fairopt.kkt import adjoint as shared_adjoint
+from fairopt.problem import LP, QP, CellRows, DenseRows, Problem, SparseRows
+from fairopt.solution import Solution
+
+__all__ = ["Backend", "Capabilities"]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend solves. The default of every field is the safe one: nothing.
+
+    Attributes:
+        quadratic: forms of P among "diagonal", "dense", "sparse".
+        linear: whether it solves LPs.
+        rows: forms of rows it takes as they are, among "dense", "sparse", "cells".
+        devices: torch device types its tensors may be on.
+        certifies: whether it has itself checked rows and bounds of the x that it returns, in float64,
+            as returned; ``solve`` then does not check again.
+        preference: higher is preferred by ``backend="auto"`` among those that can.
+    """
+
+    quadratic: frozenset[str] = field(default_factory=frozenset)
+    linear: bool = False
+    rows: frozenset[str] = field(default_factory=frozenset)
+    devices: frozenset[str] = field(default_factory=frozenset)
+    certifies: bool = False
+    preference: int = 0
+
+    def missing(self, problem: Problem) -> str | None:
+        """Why a problem cannot be solved, in words; ``None`` if it can."""
+        if isinstance(problem, LP):
+            if not self.linear:
+                return "linear programs (give solve(..., smoothing=...) a positive value)"
+        else:
+            form = quadratic_form(problem)
+            if form not in self.quadratic:
+                return f"a {form} P (it takes: {words(self.quadratic)})"
+        kind = row_form(problem)
+        if kind not in self.rows:
+            return f"rows in {kind} form (it takes: {words(self.rows)})"
+        device = problem.l.device.type
+        if device not in self.devices:
+            return f"tensors on {device!r} (it runs on: {words(self.devices)})"
+        return None
+
+
+def words(names: frozenset[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def quadratic_form(problem: QP) -> str:
+    if isinstance(problem.P, SparseRows):
+        return "sparse"
+    return "diagonal" if problem.is_diagonal else "dense"
+
+
+def row_form(problem: Problem) -> str:
+    for kind, name in ((CellRows, "cells"), (SparseRows, "sparse"), (DenseRows, "dense")):
+        if isinstance(problem.rows, kind):
+            return name
+    return type(problem.rows).__name__
+
+
+class Backend(ABC):
+    """A solver behind the one interface. It knows nothing of fairness and nothing of autograd.
+
+    Options are typed arguments of the constructor; ``get("name")`` is the one with defaults.
+    """
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+
+    @abstractmethod
+    def solve(self, problem: Problem) -> Solution:
+        """Solve a batch of detached problems that ``capabilities`` covers.
+
+        Raises:
+            InfeasibleError: some problem of the batch has no feasible point.
+            ConvergenceError: some problem was not solved to the promised precision.
+        """
+
+    def vjp(self, problem: QP, solution: Solution, grad_x: Tensor) -> Adjoint:
+        """The adjoint variables for dL/dx = ``grad_x``, ``(B, n)``; by default the shared rule."""
+        return shared_adjoint(problem, solution, grad_x)
+
+    def check(self, problem: Problem) -> None:
+        """Raise ``UnsupportedProblemError`` unless ``capabilities`` covers the problem."""
+        missing = self.capabilities.missing(problem)
+        if missing is not None:
+            raise UnsupportedProblemError(
+                f"backend {self.name!r} does not solve {missing}; choose another backend or "
+                'backend="auto"'
+            )

@@ -1,0 +1,316 @@
+"""Closed-form projection, compiled with Numba: the embedded backend.
+
+Best for what a fairness layer solves: diagonal P, any bounds, few rows; in particular rows in cell
+form, where a pass costs O(n + m K) and memory one copy of the scores. Exact to rounding. CPU only.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fairopt.backends import _projection as kernels
+from fairopt.backends.base import Backend, Capabilities
+from fairopt.errors import ConvergenceError, InfeasibleError, ProblemError, UnsupportedProblemError
+from fairopt.kkt import Adjoint, least_norm
+from fairopt.problem import QP, CellRows, Problem, cell_factor, is_uniform
+from fairopt.solution import Solution, Status
+
+__all__ = ["Numba"]
+
+Array = NDArray[Any]
+
+# Below this many samples a second thread costs more than it brings.
+PARALLEL_FROM = 40_000
+
+PRECISION = {np.dtype(np.float64): 1e-12, np.dtype(np.float32): 1e-6}
+
+
+class Numba(Backend):
+    """The closed-form projection.
+
+    Args:
+        threads: at most this many; by default ``torch.get_num_threads()`` at each call.
+    """
+
+    name: ClassVar[str] = "numba"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        quadratic=frozenset({"diagonal"}),
+        rows=frozenset({"cells", "dense", "sparse"}),
+        devices=frozenset({"cpu"}),
+        certifies=True,
+        preference=10,
+    )
+
+    def __init__(self, *, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise ProblemError(f"threads: expected at least 1, got {threads}")
+        self.threads = threads
+
+    def workers(self, batch: int, n: int) -> int:
+        """How many threads a batch of this size is worth."""
+        available = self.threads or torch.get_num_threads()
+        return max(1, min(available, batch * n // (PARALLEL_FROM // 2)))
+
+    def solve(self, problem: Problem) -> Solution:
+        assert isinstance(problem, QP)
+        begun = time.perf_counter()
+        data = Data(problem)
+        batch, m, n = problem.shape
+        K = data.C.shape[2]
+        x = np.empty((batch, n), data.q.dtype)
+        y, tilt, worst = np.empty((batch, m)), np.empty((batch, K)), np.empty(batch)
+        status, passes = np.empty(batch, np.int64), np.empty(batch, np.int64)
+        workers = self.workers(batch, n)
+        if workers > 1 and batch == 1 and not data.grouped:
+            status[0], passes[0], worst[0] = solve_parallel(data, workers, x[0], y[0], tilt[0])
+        else:
+
+            def some(first: int, last: int) -> None:
+                kernels.solve(
+                    data.C, data.l, data.u, data.q, *data.scalars_or_arrays, data.cell,
+                    data.grouped, data.single, first, last, x, y, tilt, status, passes, worst,
+                )  # fmt: skip
+
+            in_parallel(some, batch, workers)
+        raise_failures(problem, status, worst, y, PRECISION[np.dtype(data.out)])
+        answer = torch.from_numpy(x)
+        return Solution(
+            problem=problem,
+            x=answer if answer.dtype == problem.q.dtype else answer.to(problem.q.dtype),
+            row_dual=torch.from_numpy(y),
+            status=(Status.SOLVED,) * batch,
+            backend=self.name,
+            iterations=tuple(passes.tolist()),
+            seconds=time.perf_counter() - begun,
+            context=torch.from_numpy(tilt),
+        )
+
+    def vjp(self, problem: QP, solution: Solution, grad_x: Tensor) -> Adjoint:
+        """Two passes over the samples and the shared least-squares problem in the cells."""
+        if not isinstance(problem.rows, CellRows):
+            return super().vjp(problem, solution, grad_x)
+        data = Data(problem)
+        batch, _, n = problem.shape
+        K = data.C.shape[2]
+        tilt = solution.context.numpy()
+        x, g = as_numpy(solution.x, data.q.dtype), as_numpy(grad_x, data.q.dtype)
+        workers = self.workers(batch, n)
+        bounds = [n * i // workers for i in range(workers + 1)]
+        sums = np.empty((2, workers, batch, K))
+
+        def accumulate(first: int, last: int) -> None:
+            for c in range(first, last):
+                for b in range(batch):
+                    kernels.adjoint_sums(
+                        data.q[b], *data.of(b), data.cell[b], tilt[b], x[b], g[b],
+                        bounds[c], bounds[c + 1], sums[0, c, b], sums[1, c, b],
+                    )  # fmt: skip
+
+        in_parallel(accumulate, workers, workers)
+        s, h = torch.from_numpy(sums.sum(1))
+        active = (solution.row_dual != 0) | (problem.l == problem.u)
+        coefficient = torch.from_numpy(data.C)
+        N, c = cell_factor(coefficient, h, s)
+        nu = least_norm(N * active.unsqueeze(-1), c)
+        shift = (nu.unsqueeze(-2) @ coefficient).squeeze(-2).numpy()
+        v = np.empty_like(x)
+
+        def spread(first: int, last: int) -> None:
+            for c in range(first, last):
+                for b in range(batch):
+                    kernels.adjoint_write(
+                        data.q[b], *data.of(b), data.cell[b], tilt[b], x[b], g[b], shift[b],
+                        bounds[c], bounds[c + 1], v[b],
+                    )  # fmt: skip
+
+        in_parallel(spread, workers, workers)
+        return Adjoint(torch.from_numpy(v), nu)
+
+
+class Data:
+    """A problem as the kernels take it: NumPy arrays, and numbers where one value serves all."""
+
+    def __init__(self, problem: QP) -> None:
+        P, lb, ub = problem.P, problem.lb, problem.ub
+        assert isinstance(P, Tensor)
+        rows = problem.rows
+        batch, _, n = problem.shape
+        self.l, self.u = as_numpy(problem.l, np.float64), as_numpy(problem.u, np.float64)
+        if isinstance(rows, CellRows):
+            self.grouped = False
+            self.C = as_numpy(rows.coefficient, np.float64)
+            self.cell = np.ascontiguousarray(rows.cell.numpy())
+            weight = rows.weight
+        else:
+            self.grouped = True
+            self.C = as_numpy(rows.to_dense().matrix, np.float64)
+            self.cell = np.broadcast_to(np.arange(n), (batch, n)).copy()
+            weight = P.new_ones(()).expand(batch, n)
+        self.out = as_numpy(problem.q[:0], None).dtype
+        self.single = self.out == np.float32
+        tensors = (P, weight, lb, ub)
+        if all(is_uniform(t) for t in tensors):
+            quadratic, w, lower, upper = (float(t[0, 0]) for t in tensors)
+            positive = quadratic > 0
+            # 1/P must not round in float32 sums; a float32 q is widened unless P is one.
+            self.q = as_numpy(problem.q, None if quadratic == 1 else np.float64)
+            self.scalars_or_arrays: tuple[Any, ...] = (
+                1 / quadratic if positive else 0.0, w, lower, upper,
+            )  # fmt: skip
+        else:
+            quadratic_, w_, lower_, upper_ = (as_numpy(t, np.float64) for t in tensors)
+            positive = bool((quadratic_ > 0).all())
+            self.q = as_numpy(problem.q, np.float64)
+            self.scalars_or_arrays = (1 / quadratic_ if positive else quadratic_, w_, lower_, upper_)
+        if not positive:
+            raise UnsupportedProblemError(
+                "backend 'numba' needs a positive diagonal P: where it is zero the projection is "
+                "not unique; add a small positive weight there"
+            )
+
+    def of(self, b: int) -> tuple[Any, ...]:
+        """1/P, weight and bounds of one problem."""
+        return tuple(kernels.item(a, b) for a in self.scalars_or_arrays)
+
+
+def as_numpy(tensor: Tensor, dtype: Any) -> Array:
+    """Contiguous NumPy array, in place where the tensor already is one of that dtype."""
+    return np.ascontiguousarray(tensor.detach().resolve_neg().numpy(), dtype)
+
+
+def solve_parallel(
+    data: Data, workers: int, x: Array, y: Array, tilt: Array
+) -> tuple[int, int, float]:
+    """One large problem: every pass split over the threads, the small algebra in one."""
+    q, cell, C, l, u = data.q[0], data.cell[0], data.C[0], data.l[0], data.u[0]  # noqa: E741
+    inverse, w, lb, ub = data.of(0)
+    n, (m, K) = len(q), C.shape
+    cut = [n * i // workers for i in range(workers + 1)]
+    tables = np.empty((workers, K), np.int64)
+    each(workers, lambda c: kernels.count(cell, cut[c], cut[c + 1], tables[c]))
+    start = np.zeros(K + 1, np.int64)
+    np.cumsum(tables.sum(0), out=start[1:])
+    position = start[:-1] + np.cumsum(tables, 0) - tables
+
+    def in_order(a: Any) -> Any:
+        if not isinstance(a, np.ndarray):
+            return a
+        out = np.empty_like(a)
+        each(
+            workers,
+            lambda c: kernels.scatter(a, cell, cut[c], cut[c + 1], position[c].copy(), out),
+        )
+        return out
+
+    qs, ps, ws, los, ups = (in_order(a) for a in (q, inverse, w, lb, ub))
+    parts = np.empty((3, workers, K))
+    each(
+        workers,
+        lambda c: kernels.cell_limits(
+            ps, ws, los, ups, start, cut[c], cut[c + 1], parts[0, c], parts[1, c], parts[2, c]
+        ),
+    )
+    H, low, high = parts.sum(1)
+    numbers, counts, Y, T, dt = kernels.new_state(m, K)
+
+    def evaluate(hi: Array, lo: Array, single: bool) -> Array:
+        each(
+            workers,
+            lambda c: kernels.evaluate(
+                qs, ps, ws, los, ups, start, hi, lo, cut[c], cut[c + 1], single,
+                parts[0, c], parts[1, c], parts[2, c],
+            ),
+        )  # fmt: skip
+        total: Array = parts.sum(1)
+        return total
+
+    status = kernels.CONTINUE
+    while status == kernels.CONTINUE:
+        s, h, size = evaluate(T[2], T[3], False)
+        status = kernels.advance(C, l, u, low, high, H, s, h, size, numbers, counts, Y, T, dt)
+    y[:] = Y[2] if status == kernels.INFEASIBLE else Y[0]
+    tilt[:] = T[0] + T[1]
+    each(
+        workers,
+        lambda c: kernels.write(q, inverse, w, lb, ub, cell, T[0], T[1], cut[c], cut[c + 1], x),
+    )
+    if data.single:
+        s, h, size = evaluate(T[0], T[1], True)
+    return status, int(counts[kernels.EVALUATIONS]), kernels.excess(C, l, u, s, size)
+
+
+def raise_failures(
+    problem: QP, status: Array, worst: Array, y: Array, precision: float
+) -> None:
+    """Our errors for the first problem of the batch that has no acceptable solution."""
+    good = (status == kernels.CONVERGED) & (worst <= precision)
+    if good.all():
+        return
+    index = int(np.flatnonzero(~good)[0])
+    if status[index] == kernels.INFEASIBLE:
+        share = np.abs(y[index])
+        rows = tuple(problem.name(int(r)) for r in np.flatnonzero(share > 1e-9 * share.max()))
+        shown = ", ".join(f"'{row}'" for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
+        raise InfeasibleError(
+            f"problem {index} of the batch: {Status.INFEASIBLE.value}; the rows in conflict are "
+            f"{shown}",
+            batch=index,
+            rows=rows,
+        )
+    raise ConvergenceError(
+        f"backend 'numba', problem {index} of the batch: {Status.STALLED.value} (worst row excess "
+        f"{worst[index]:.1e})",
+        batch=index,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Threads. The kernels run without the GIL, so plain threads serve; unlike OpenMP's or Numba's own
+# they survive a fork (the child makes its own) and calls from several threads at once.
+# ---------------------------------------------------------------------------------------------
+
+pool: ThreadPoolExecutor | None = None
+
+
+def forget_pool() -> None:
+    global pool
+    pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget_pool)
+
+
+def in_parallel(work: Callable[[int, int], None], size: int, workers: int) -> None:
+    """Call ``work(first, last)`` on ranges that cover 0..size-1; the caller takes the first."""
+    global pool
+    if workers <= 1 or size <= 1:
+        work(0, size)
+        return
+    workers = min(workers, size)
+    cut = [size * i // workers for i in range(workers + 1)]
+    if pool is None:
+        pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="fairopt")
+    others = [pool.submit(work, cut[c], cut[c + 1]) for c in range(1, workers)]
+    work(cut[0], cut[1])
+    for other in others:
+        other.result()
+
+
+def each(workers: int, work: Callable[[int], None]) -> None:
+    """Call ``work(c)`` for each c in 0..workers-1, one per thread."""
+
+    def some(first: int, last: int) -> None:
+        for c in range(first, last):
+            work(c)
+
+    in_parallel(some, workers, workers)

@@ -1,0 +1,463 @@
+"""formulate(): scores, groups and constraints become a QP, in ordinary differentiable torch code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fairopt.constraints import Axis, Constraint, comparison, recipe
+from fairopt.errors import ProblemError
+from fairopt.problem import QP, CellRows, all_finite, compact, shape_of, trusted
+
+__all__ = ["Bounds", "Groups", "formulate"]
+
+Groups: TypeAlias = Tensor | Mapping[str, Tensor]
+Bound: TypeAlias = Tensor | float | None
+Bounds: TypeAlias = tuple[Bound, Bound] | None
+MissingGroup: TypeAlias = Literal["skip", "raise"]
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+SCORES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+# Codes up to this many are used as they are; larger or sparser ones are renumbered.
+MOST_CODES = 64
+
+
+def formulate(
+    constraints: Constraint | Sequence[Constraint],
+    scores: Tensor,
+    groups: Groups,
+    targets: Tensor | None = None,
+    *,
+    bounds: Bounds,
+    weights: Tensor | None = None,
+    missing_group: MissingGroup = "skip",
+) -> QP:
+    """Write the projection of scores onto parity constraints as a QP.
+
+        minimise   1/2 sum_i w_i (x_i - scores_i)^2
+        subject to  the rows of all constraints,   lower <= x <= upper
+
+    so that P = diag(w), q = -w * scores, and row r weighs sample i by ``C[r, cell(i)] * w_i``.
+    Gradients reach scores, tolerances, targets, bounds and weights by autograd.
+
+    Args:
+        constraints: one or several; all hold at once, each with its own tolerance.
+        scores: ``(n,)``, ``(n, 1)`` or ``(B, n)``; float64, float32, bfloat16 or float16 (the last
+            two are widened to float32).
+        groups: group codes, integers >= 0 or bool, ``(n,)`` or ``(B, n)``; or a mapping of attribute
+            name to such a tensor. A bare tensor is the attribute ``"group"``.
+        targets: shape of ``scores``; 0 and 1 where a notion conditions on the outcome.
+        bounds: ``(lower, upper)``, each a number, a tensor (scalar, ``(n,)`` or ``(B, n)``) or
+            ``None``; ``None`` for no bounds at all. A bound that the dtype of the scores cannot
+            hold is rounded inwards.
+        weights: ``(n,)`` or ``(B, n)``, at least 0; they weigh the change and the means alike. A
+            sample of weight 0 is only clipped to the bounds.
+        missing_group: ``"skip"`` leaves out rows that compare a group of which the batch holds
+            nothing (``problem.skipped`` names them); ``"raise"`` refuses the batch.
+
+    Raises:
+        ProblemError: an argument is outside what is said above.
+    """
+    constraints = as_constraints(constraints)
+    if missing_group not in ("skip", "raise"):
+        raise ProblemError(f"missing_group: expected 'skip' or 'raise', got {missing_group!r}")
+    flat = flat_scores(scores)
+    batch, n = flat.shape
+    attributes = group_codes(groups, scores, flat)
+    recipes = tuple(recipe(constraint, tuple(attributes)) for constraint in constraints)
+    used = {name for made in recipes for family in made.attributes for name in family}
+    outcome, values = outcome_and_targets(constraints, targets, scores, flat)
+    cells = make_cells({k: v for k, v in attributes.items() if k in used}, outcome)
+    rows = comparison(recipes, cells.axes, cells.outcome_axis, flat.device)
+
+    weight, P, linear = objective(flat, weights)
+    mass = cells.mass(weight, batch if weight is not None else len(cells.index))
+    # Means over left and right. Where right contains left ("overall") the difference of 1/left and
+    # 1/right cancels; written as rest / (left right) it does not.
+    left, right = rows.left @ mass.mT, rows.right @ mass.mT  # (m, B)
+    rest = (rows.right * (1 - rows.left)) @ mass.mT
+    present = (left > 0) & (right > 0) & (rest > 0)
+    overlap = rows.left * rows.right
+    one = torch.ones_like(left)
+    safe_left, safe_right = torch.where(present, left, one), torch.where(present, right, one)
+    gain = 1 / safe_left
+    shared = rest / (safe_left * safe_right)
+    loss = 1 / safe_right
+    coefficient = (
+        gain.mT.unsqueeze(-1) * (rows.left - overlap)
+        + shared.mT.unsqueeze(-1) * overlap
+        - loss.mT.unsqueeze(-1) * (rows.right - overlap)
+    )  # (B, m, K)
+
+    tolerance = tolerances(constraints, flat.device)[rows.owner]
+    shift = torch.zeros_like(tolerance)
+    if rows.shifted:
+        assert values is not None
+        weighted = values if weight is None else values * weight
+        sums = cells.sum(weighted, batch)
+        shift = (coefficient @ sums.unsqueeze(-1)).squeeze(-1) * rows.residual
+    l, u = shift - tolerance, shift + tolerance  # noqa: E741
+    names, skipped = rows.names, ()
+    here = present.detach()
+    if not bool(here.all()):
+        names, skipped, coefficient, l, u = leave_out(  # noqa: E741
+            here, names, coefficient, l, u, missing_group, cells.axes, cells.outcome_axis
+        )
+    elif not names and constraints:
+        complain_alone(missing_group, cells.axes)
+        skipped = tuple(f"{type(c).__name__}: there is only one group" for c in constraints)
+
+    lower, upper = inward_bounds(bounds, scores, flat)
+    m = len(names)
+    weight_rows = flat.new_ones(()).expand(batch, n) if weight is None else weight.expand(batch, n)
+    return trusted(
+        QP,
+        P=P.expand(batch, n),
+        q=linear,
+        rows=trusted(
+            CellRows,
+            coefficient=coefficient.expand(batch, m, -1),
+            cell=cells.index.expand(batch, n),
+            weight=weight_rows,
+        ),
+        l=l.expand(batch, m),
+        u=u.expand(batch, m),
+        lb=lower.expand(batch, n),
+        ub=upper.expand(batch, n),
+        row_names=names,
+        skipped=skipped,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Inputs
+# ---------------------------------------------------------------------------------------------
+
+
+def as_constraints(constraints: Constraint | Sequence[Constraint]) -> tuple[Constraint, ...]:
+    """One or several constraints as a tuple."""
+    listed = (constraints,) if isinstance(constraints, Constraint) else tuple(constraints)
+    for constraint in listed:
+        if not isinstance(constraint, Constraint):
+            raise ProblemError(
+                "constraints: expected parity notions such as DemographicParity(tolerance=0.05), "
+                f"got {constraint!r}"
+            )
+    if not listed:
+        raise ProblemError("constraints: expected at least one, got none")
+    return listed
+
+
+def flat_scores(scores: Tensor) -> Tensor:
+    """Scores as ``(B, n)`` in float32 or float64, checked."""
+    if not isinstance(scores, Tensor):
+        raise ProblemError(f"scores: expected a tensor, got {type(scores).__name__}")
+    if scores.dtype not in SCORES:
+        raise ProblemError(
+            f"scores: expected a floating-point tensor, got {scores.dtype}; convert with .float()"
+        )
+    if scores.dim() not in (1, 2):
+        raise ProblemError(
+            f"scores: expected shape (n,), (n, 1) or (B, n), got {shape_of(scores)}"
+        )
+    if scores.numel() == 0:
+        raise ProblemError(
+            f"scores: expected at least one sample, got shape {shape_of(scores)}; skip empty batches"
+        )
+    if not all_finite(scores):
+        bad = (~torch.isfinite(scores.detach())).nonzero()
+        raise ProblemError(
+            f"scores: expected finite values, got {len(bad)} NaN or infinite ones, first at index "
+            f"{tuple(bad[0].tolist())}; look for a diverged model or a log of zero"
+        )
+    flat = scores.squeeze(1) if scores.dim() == 2 and scores.shape[1] == 1 else scores
+    flat = flat.unsqueeze(0) if flat.dim() == 1 else flat
+    if flat.dtype in (torch.float16, torch.bfloat16):
+        flat = flat.float()
+    return flat
+
+
+def fit(name: str, tensor: object, scores: Tensor, flat: Tensor) -> Tensor:
+    """A companion of the scores as ``(1, n)`` or ``(B, n)``; its shape and device checked."""
+    if not isinstance(tensor, Tensor):
+        raise ProblemError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.device != scores.device:
+        raise ProblemError(
+            f"{name}: expected device {scores.device}, where the scores are, got {tensor.device}; "
+            "move it with .to(...)"
+        )
+    batch, n = flat.shape
+    if tensor.shape == (n,):
+        return tensor.unsqueeze(0)
+    if tensor.shape == (batch, n):
+        return tensor
+    if batch == 1 and tensor.shape == (n, 1):
+        return tensor.mT
+    raise ProblemError(
+        f"{name}: expected shape ({n},) or {shape_of(scores)}, one value for each score, got "
+        f"{shape_of(tensor)}"
+    )
+
+
+def group_codes(groups: Groups, scores: Tensor, flat: Tensor) -> dict[str, Tensor]:
+    """Each attribute's codes as integers ``(1, n)`` or ``(B, n)``."""
+    named = groups if isinstance(groups, Mapping) else {"group": groups}
+    if not named:
+        raise ProblemError("groups: expected at least one attribute, got an empty mapping")
+    found = {}
+    for name, tensor in named.items():
+        label = f"groups[{name!r}]" if isinstance(groups, Mapping) else "groups"
+        codes = fit(label, tensor, scores, flat)
+        if codes.dtype not in INTEGERS:
+            raise ProblemError(
+                f"{label}: expected integer or bool codes, got {codes.dtype}; convert categories "
+                "with .long()"
+            )
+        found[name] = codes.view(torch.uint8) if codes.dtype == torch.bool else codes
+    return found
+
+
+def outcome_and_targets(
+    constraints: tuple[Constraint, ...], targets: Tensor | None, scores: Tensor, flat: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Binary targets as codes and real targets in float64, each where a constraint needs it."""
+    needing = [type(c).__name__ for c in constraints if c.needs_targets]
+    if not needing:
+        return None, None
+    if targets is None:
+        raise ProblemError(
+            f"targets: {', '.join(needing)} needs them, got none; pass targets with the shape of "
+            "the scores"
+        )
+    fitted = fit("targets", targets, scores, flat)
+    if fitted.is_complex():
+        raise ProblemError(f"targets: expected real numbers, got {fitted.dtype}")
+    values = fitted.double()
+    if not all_finite(values):
+        raise ProblemError("targets: expected finite values, got NaN or infinity")
+    outcome = None
+    binary = [type(c).__name__ for c in constraints if c.needs_outcome]
+    if binary:
+        plain = values.detach()
+        outcome = plain.to(torch.uint8)
+        wrong = plain != outcome
+        if bool((wrong | (outcome > 1)).any()):
+            worst = plain[wrong | (outcome > 1)][0].item()
+            raise ProblemError(
+                f"targets: {', '.join(binary)} needs targets that are 0 or 1, got {worst}; "
+                "threshold them, or use MeanResidual for real targets"
+            )
+    return outcome, values
+
+
+def objective(flat: Tensor, weights: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Weights (float64, or ``None``), the diagonal P and q."""
+    if weights is None:
+        return None, flat.new_ones(()), -flat
+    weight = fit("weights", weights, flat, flat)
+    if not weight.is_floating_point():
+        raise ProblemError(f"weights: expected floating-point numbers, got {weight.dtype}")
+    weight = weight.double()
+    plain = weight.detach()
+    if not all_finite(plain) or bool((plain < 0).any()):
+        raise ProblemError(
+            "weights: expected finite numbers of at least 0; drop or correct the samples that have "
+            "others"
+        )
+    # Weight 0: the sample counts for nothing, and is moved to nothing but the bounds.
+    P = torch.where(plain > 0, weight, 1.0)
+    return weight, P, -(P * flat.double()).expand(len(flat), -1)
+
+
+def tolerances(constraints: tuple[Constraint, ...], device: torch.device) -> Tensor:
+    """The tolerances as one float64 tensor, with their history."""
+    if any(isinstance(c.tolerance, Tensor) for c in constraints):
+        return torch.stack(
+            [
+                torch.as_tensor(c.tolerance, dtype=torch.float64).reshape(()).to(device)
+                for c in constraints
+            ]
+        )
+    return torch.tensor([float(c.tolerance) for c in constraints], dtype=torch.float64).to(device)
+
+
+def inward_bounds(bounds: Bounds, scores: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Both bounds in a dtype of the solution, each at values that the scores' dtype can hold."""
+    if bounds is None:
+        bounds = (None, None)
+    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+        raise ProblemError(
+            f"bounds: expected (lower, upper), or None for none, got {bounds!r}"
+        )
+    lower = one_bound("lower bound", bounds[0], -math.inf, scores, flat)
+    upper = one_bound("upper bound", bounds[1], math.inf, scores, flat)
+    low, high = compact(lower.detach()), compact(upper.detach())
+    if not bool(((low <= high) & (low < math.inf) & (high > -math.inf)).all()):
+        raise ProblemError(
+            "bounds: expected lower <= upper without NaN for every sample (after rounding to what "
+            f"{scores.dtype} can hold), got lower {describe(low)}, upper {describe(high)}"
+        )
+    return lower, upper
+
+
+def describe(tensor: Tensor) -> str:
+    low, high = float(tensor.min()), float(tensor.max())
+    return f"{low}" if low == high else f"from {low} to {high}"
+
+
+def one_bound(name: str, value: Bound, default: float, scores: Tensor, flat: Tensor) -> Tensor:
+    """One bound; ``default`` tells its side. Rounded inwards to the dtype of the scores."""
+    if value is None:
+        return flat.new_full((), default)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        exact = torch.tensor(float(value), dtype=torch.float64)
+        return rounded_inwards(exact, scores.dtype, default).to(flat.device, flat.dtype)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise ProblemError(
+            f"{name}: expected a number, a floating-point tensor or None, got {value!r}"
+        )
+    bound = value if value.dim() == 0 else fit(name, value, scores, flat)
+    if bound.device != flat.device:
+        bound = bound.to(flat.device) if bound.dim() == 0 else bound
+    inside = rounded_inwards(bound.detach().double(), scores.dtype, default)
+    moved = inside - bound.detach().double()
+    wide = bound.double() + torch.where(torch.isfinite(moved), moved, 0.0)
+    return wide.to(flat.dtype)
+
+
+def rounded_inwards(exact: Tensor, dtype: torch.dtype, side: float) -> Tensor:
+    """float64 values moved to the nearest ones that ``dtype`` holds, not outwards."""
+    near = exact.to(dtype)
+    wide = near.double()
+    outside = wide > exact if side > 0 else wide < exact
+    if not bool(outside.any()):
+        return wide
+    step = torch.nextafter(near, torch.tensor(-side, dtype=dtype, device=near.device)).double()
+    return torch.where(outside, step, wide)
+
+
+# ---------------------------------------------------------------------------------------------
+# Cells
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """The combinations of attributes (and outcome) as one integer per sample.
+
+    Attributes:
+        index: ``(1, n)`` or ``(B, n)``.
+        axes: what the cells are the product of, the outcome last.
+        outcome_axis: its place among the axes, or ``None``.
+    """
+
+    index: Tensor
+    axes: tuple[Axis, ...]
+    outcome_axis: int | None
+
+    @property
+    def size(self) -> int:
+        return math.prod(len(axis.codes) for axis in self.axes)
+
+    def sum(self, values: Tensor, batch: int) -> Tensor:
+        """Sum of values ``(1, n)`` or ``(B, n)`` over each cell: ``(batch, K)``, float64."""
+        index = self.index.long().expand(batch, -1)
+        out = values.new_zeros(batch, self.size, dtype=torch.float64)
+        return out.scatter_add(1, index, values.double().expand(batch, -1))
+
+    def mass(self, weight: Tensor | None, batch: int) -> Tensor:
+        """Total weight, or number, of the samples in each cell: ``(batch, K)``, float64."""
+        if weight is not None:
+            return self.sum(weight, batch)
+        if len(self.index) == 1:
+            return torch.bincount(self.index[0], minlength=self.size).double().unsqueeze(0)
+        ones = torch.ones((), dtype=torch.float64, device=self.index.device)
+        return self.sum(ones.expand(self.index.shape), batch)
+
+
+def make_cells(attributes: Mapping[str, Tensor], outcome: Tensor | None) -> Cells:
+    """Number the combinations of all attributes in use, in row-major order."""
+    axes, parts = [], []
+    for name, codes in attributes.items():
+        low, high = (int(v) for v in torch.aminmax(codes))
+        if low < 0:
+            raise ProblemError(
+                f"groups[{name!r}]: expected codes of at least 0, got {low}; give unknown members "
+                "a code of their own, or leave them out"
+            )
+        if high < MOST_CODES:
+            values = tuple(range(high + 1))
+        else:
+            distinct, codes = torch.unique(codes, return_inverse=True)
+            values = tuple(distinct.tolist())
+        axes.append(Axis(name, tuple(map(str, values)), values))
+        parts.append(codes)
+    outcome_axis = None
+    if outcome is not None:
+        outcome_axis = len(axes)
+        axes.append(Axis("y", ("0", "1"), (0, 1)))
+        parts.append(outcome)
+    index = parts[0]
+    if len(parts) == 1 and index.dtype in (torch.int64, torch.int32, torch.uint8):
+        return Cells(index, tuple(axes), outcome_axis)
+    index = index.long()
+    for axis, codes in zip(axes[1:], parts[1:], strict=True):
+        index = index * len(axis.codes) + codes
+    return Cells(index, tuple(axes), outcome_axis)
+
+
+# ---------------------------------------------------------------------------------------------
+# Rows that cannot be written
+# ---------------------------------------------------------------------------------------------
+
+
+def leave_out(
+    present: Tensor,
+    names: tuple[str, ...],
+    coefficient: Tensor,
+    l: Tensor,  # noqa: E741
+    u: Tensor,
+    missing_group: MissingGroup,
+    axes: tuple[Axis, ...],
+    outcome_axis: int | None,
+) -> tuple[tuple[str, ...], tuple[str, ...], Tensor, Tensor, Tensor]:
+    """Drop rows of which no problem has both sides; make them void in problems that lack one.
+
+    Args:
+        present: bool ``(m, B)``.
+    """
+    batch = present.shape[1]
+    absent = [
+        f"'{name}'" + ("" if batch == 1 or not some else f" (in {batch - some} of {batch} problems)")
+        for name, some in zip(names, present.sum(1).tolist(), strict=True)
+        if some < batch
+    ]
+    if missing_group == "raise":
+        raise ProblemError(
+            f"groups: the batch holds no sample of a group compared in {', '.join(absent)}; use "
+            'larger or stratified batches, or missing_group="skip"'
+        )
+    keep = present.any(1).nonzero().squeeze(1)
+    here = present[keep].mT  # (B, kept)
+    coefficient = coefficient[:, keep] * here.unsqueeze(-1)
+    l = torch.where(here, l[..., keep], -math.inf)  # noqa: E741
+    u = torch.where(here, u[..., keep], math.inf)
+    kept = tuple(names[i] for i in keep.tolist())
+    skipped = tuple(f"{name}: a group has no samples" for name in absent)
+    return kept, skipped, coefficient, l, u
+
+
+def complain_alone(missing_group: MissingGroup, axes: tuple[Axis, ...]) -> None:
+    """With ``missing_group="raise"``, refuse a batch in which there is nothing to compare."""
+    if missing_group == "raise":
+        raise ProblemError(
+            "groups: expected at least two groups to compare, got one in "
+            f"{', '.join(repr(axis.name) for axis in axes)}; use larger or stratified batches, or "
+            'missing_group="skip"'
+        )

@@ -1,0 +1,215 @@
+"""The derivative of a solution: one rule for every backend.
+
+Derivation. Let W be the active rows, F the variables strictly between their bounds ("free") and T
+those held at a bound. Near a solution the active set does not change, so x moves as the
+solution of
+
+    P_FF x_F + P_FT x_T + q_F + (A^T y)_F = 0,     A_W x = b_W,     x_T = the bounds,
+
+where b_r is u_r or l_r, whichever is active. Differentiate, and let g = dL/dx. With the adjoint
+variables v (zero on T) and nu (zero off W) defined by
+
+    P_FF v_F + A_WF^T nu = -g_F,     A_WF v_F = 0,                                         (*)
+
+take v_F times the first differentiated equation plus nu times the second; the unknown
+dx_F and dy drop out and what is left is
+
+    dL = v.(dP x + dq + dA^T y) + nu.(dA x - db) + (g + P v + A^T nu)_T . dx_T.
+
+So, for every parameter at once,
+
+    dL/dq = v            dL/dP = v x^T (symmetrised; v * x for a diagonal)
+    dL/dA = y v^T + nu x^T                 dL/db = -nu
+    dL/d(bound)_T = g + P v + A^T nu.
+
+v is unique. nu is not when active rows depend on each other; the shortest one is taken, on rows
+scaled to unit length in the metric of P^-1. All that does not depend on the choice (everything, if the
+bounds' gradients see no dependent rows) is then right, and what does has one documented value.
+
+Diagonal P. Eliminating v_F = -P_FF^-1 (g + A^T nu)_F from (*) leaves the m x m system
+A_WF P_FF^-1 A_WF^T nu = -A_WF P_FF^-1 g_F. With N N^T = A P_FF^-1 A^T and N c = A P_FF^-1 g
+(``Rows.factor``) it is the least-squares problem  min |N^T nu + c|, solved by a singular-value
+decomposition of N, never of N N^T: no digit is lost to squaring, and rank is seen.
+
+Activity. The upper side of a row is active if its multiplier exceeds its slack, y |A_r|^2 > u - a x
+with |.| in the metric of P^-1 (so that both sides have one unit); a row whose sides meet is always
+active; the same for bounds. The rule needs no threshold, and it is right also at a solver's own
+accuracy. A weakly active row or bound (zero multiplier, zero slack) counts as inactive: one
+element of the generalised Jacobian, and what ``torch.clamp`` does at its boundary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairopt.problem import QP, SparseRows
+from fairopt.solution import Solution
+
+__all__ = ["Adjoint", "Gradients", "adjoint", "gradients", "least_norm"]
+
+# Singular values below this share of the largest are rank deficiency. Rows are scaled to unit length
+# before, so that true dependence shows as 1e-16 and honest ill-conditioning (weights over
+# six orders of magnitude) as 1e-6.
+RANK = 1e-11
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """The solution of (*): v ``(B, n)`` and nu ``(B, m)``, float64."""
+
+    v: Tensor
+    nu: Tensor
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """dL/d(parameter) for each of ``QP.tensors``, in their order; ``None`` where not asked for."""
+
+    P: Tensor | None
+    q: Tensor | None
+    rows: tuple[Tensor | None, ...]
+    l: Tensor | None  # noqa: E741
+    u: Tensor | None
+    lb: Tensor | None
+    ub: Tensor | None
+
+    @property
+    def flat(self) -> tuple[Tensor | None, ...]:
+        return self.P, self.q, *self.rows, self.l, self.u, self.lb, self.ub
+
+
+def diagonal(problem: QP) -> Tensor:
+    """The diagonal of P, ``(B, n)``, float64; 1 where it is zero. The metric of the rules above."""
+    P = problem.P
+    if isinstance(P, SparseRows):
+        P = P.to_dense().matrix
+    d = (P if P.dim() == 2 else P.diagonal(dim1=-2, dim2=-1)).double()
+    return torch.where(d > 0, d, 1.0)
+
+
+def active_sides(
+    multiplier: Tensor, value: Tensor, low: Tensor, high: Tensor, metric: Tensor
+) -> Tensor:
+    """+1 where the upper side is active, -1 where the lower is, 0 where neither; see "Activity".
+
+    Where the sides meet, the sign of the multiplier tells (+1 if it is zero).
+    """
+    push = multiplier * metric
+    upper, lower = push > high - value, -push > value - low
+    meet = high == low
+    side = torch.where(upper & (push > 0), 1, torch.where(lower & (push < 0), -1, 0))
+    return torch.where(meet, torch.where(push < 0, -1, 1), side)
+
+
+def row_sides(problem: QP, solution: Solution, d: Tensor) -> Tensor:
+    """``active_sides`` of the rows, ``(B, m)``."""
+    x = solution.x.detach().double()
+    metric = problem.rows.norms(1 / d).square()
+    return active_sides(
+        solution.row_dual, problem.rows.apply(x), problem.l.double(), problem.u.double(), metric
+    )
+
+
+def bound_sides(problem: QP, solution: Solution, d: Tensor) -> Tensor:
+    """``active_sides`` of the bounds, ``(B, n)``."""
+    x = solution.x.detach().double()
+    return active_sides(
+        solution.bound_dual, x, problem.lb.double(), problem.ub.double(), 1 / d
+    )
+
+
+def least_norm(N: Tensor, c: Tensor) -> Tensor:
+    """The shortest nu that minimises |N^T nu + c|, on rows of N scaled to unit length: ``(B, m)``.
+
+    Rows of N that are zero get zero.
+    """
+    if N.shape[-2] == 0:
+        return N.new_zeros(N.shape[:-1])
+    length = torch.linalg.vector_norm(N, dim=-1)
+    scale = torch.where(length > 0, 1 / length, 0.0)
+    if N.shape[-2] == 1:
+        return -(N @ c.unsqueeze(-1)).squeeze(-1) * scale.square()
+    U, S, Vh = torch.linalg.svd(N * scale.unsqueeze(-1), full_matrices=False)
+    inverse = torch.where(S > RANK * S[..., :1], 1 / S, 0.0)
+    z = (Vh @ c.unsqueeze(-1)).squeeze(-1) * inverse
+    return -(U @ z.unsqueeze(-1)).squeeze(-1) * scale
+
+
+def adjoint(problem: QP, solution: Solution, g: Tensor) -> Adjoint:
+    """Solve (*) for dL/dx = g, ``(B, n)``."""
+    g = g.double()
+    d = diagonal(problem)
+    active = row_sides(problem, solution, d) != 0
+    free = bound_sides(problem, solution, d) == 0
+    if problem.is_diagonal:
+        inverse = torch.where(free, 1 / d, 0.0)
+        N, c = problem.rows.factor(inverse, g)
+        nu = least_norm(N * active.unsqueeze(-1), c)
+        return Adjoint(-inverse * (g + problem.rows.transpose_apply(nu)), nu)
+    return general_adjoint(problem, active, free, g, d)
+
+
+def general_adjoint(problem: QP, active: Tensor, free: Tensor, g: Tensor, d: Tensor) -> Adjoint:
+    """(*) for any P: the symmetric KKT matrix, held rows and variables replaced by the identity.
+
+    Scaled to a unit diagonal of P, then solved by its eigendecomposition, so that dependent rows
+    give the shortest nu as in the diagonal case.
+    """
+    P = problem.P.to_dense().matrix if isinstance(problem.P, SparseRows) else problem.P
+    root = d.rsqrt()
+    A = problem.rows.to_dense().matrix.double() * root.unsqueeze(-2)
+    length = torch.linalg.vector_norm(A, dim=-1)
+    scale = torch.where(length > 0, 1 / length, 0.0) * active
+    A = A * scale.unsqueeze(-1) * free.unsqueeze(-2)
+    H = P.double() * root.unsqueeze(-1) * root.unsqueeze(-2)
+    H = H * (free.unsqueeze(-1) & free.unsqueeze(-2))
+    zero = A.new_zeros(*A.shape[:-1], A.shape[-2])
+    K = torch.cat([torch.cat([H, A.mT], -1), torch.cat([A, zero], -1)], -2)
+    values, vectors = torch.linalg.eigh(K)
+    keep = values.abs() > RANK * values.abs().amax(-1, keepdim=True)
+    inverse = torch.where(keep, 1 / values, 0.0)
+    right = torch.cat([-(g * root * free), g.new_zeros(zero.shape[:-1])], -1)
+    z = (vectors @ (inverse.unsqueeze(-1) * (vectors.mT @ right.unsqueeze(-1)))).squeeze(-1)
+    n = g.shape[-1]
+    return Adjoint(z[:, :n] * root * free, z[:, n:] * scale)
+
+
+def gradients(
+    problem: QP, solution: Solution, g: Tensor, adjoint: Adjoint, needed: tuple[bool, ...]
+) -> Gradients:
+    """Turn the adjoint into the gradients of all parameters that are needed; see the derivation.
+
+    Args:
+        needed: one flag for each of ``problem.tensors``.
+    """
+    v, nu = adjoint.v, adjoint.nu
+    need_P, need_q, *need_rows, need_l, need_u, need_lb, need_ub = needed
+    grad_P = grad_l = grad_u = grad_lb = grad_ub = None
+    grad_rows: tuple[Tensor | None, ...] = (None,) * len(need_rows)
+    x = solution.x.detach().double() if need_P or any(need_rows) or need_lb or need_ub else v
+    if need_P:
+        if isinstance(problem.P, SparseRows):
+            row, column = problem.P.row, problem.P.column
+            grad_P = 0.5 * (v[:, row] * x[:, column] + v[:, column] * x[:, row])
+        elif problem.P.dim() == 2:
+            grad_P = v * x
+        else:
+            outer = v.unsqueeze(-1) * x.unsqueeze(-2)
+            grad_P = 0.5 * (outer + outer.mT)
+    if any(need_rows):
+        grad_rows = problem.rows.pull_back(solution.row_dual, v, nu, x)
+    if need_l or need_u:
+        # A row whose sides meet and whose multiplier is zero belongs to both sides alike.
+        y = solution.row_dual
+        above = torch.where(y > 0, 1.0, torch.where(y < 0, 0.0, 0.5))
+        grad_u, grad_l = -nu * above, -nu * (1 - above)
+    if need_lb or need_ub:
+        d = diagonal(problem)
+        side = bound_sides(problem, solution, d)
+        whole = g.double() + problem.apply_quadratic(v) + problem.rows.transpose_apply(nu)
+        grad_ub = torch.where(side > 0, whole, 0.0)
+        grad_lb = torch.where(side < 0, whole, 0.0)
+    return Gradients(grad_P, v if need_q else None, grad_rows, grad_l, grad_u, grad_lb, grad_ub)

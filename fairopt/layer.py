@@ -1,0 +1,122 @@
+"""FairnessLayer and project: formulate, solve, and give back the shape and dtype that came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairopt.backends import Backend
+from fairopt.constraints import Constraint
+from fairopt.formulate import Bounds, Groups, MissingGroup, as_constraints, formulate
+from fairopt.solution import Solution
+from fairopt.solve import solve
+
+__all__ = ["FairnessLayer", "project"]
+
+
+class FairnessLayer(nn.Module):
+    """Moves predictions as little as possible so that parity holds, exactly and differentiably.
+
+        x* = argmin  1/2 sum_i w_i (x_i - scores_i)^2   subject to the constraints and bounds
+
+    Args:
+        constraints: one parity notion or several, each with its tolerance.
+        bounds: ``(lower, upper)`` of the predictions, each a number, a tensor or ``None``; ``None``
+            for no bounds. Required: clipping is part of what is guaranteed.
+        backend: a name, or a backend object with its options; ``"auto"`` picks.
+        missing_group: what to do when a batch lacks a group: ``"skip"`` leaves its rows out and
+            says so in ``layer.last.skipped``, ``"raise"`` refuses the batch.
+
+    Attributes:
+        last: the last ``Solution``, detached; ``None`` before the first call. Not saved, copied
+            or pickled with the module.
+
+    Shapes:
+        scores ``(n,)``, ``(n, 1)`` or ``(B, n)``; groups ``(n,)`` or ``(B, n)``, or a mapping of
+        attribute name to such; the output is like the scores in shape, dtype and device.
+    """
+
+    last: Solution | None
+
+    def __init__(
+        self,
+        constraints: Constraint | Sequence[Constraint],
+        *,
+        bounds: Bounds,
+        backend: str | Backend = "auto",
+        missing_group: MissingGroup = "skip",
+    ) -> None:
+        super().__init__()
+        self.constraints = as_constraints(constraints)
+        self.bounds = bounds
+        self.backend = backend
+        self.missing_group = missing_group
+        self.last = None
+
+    def forward(
+        self,
+        scores: Tensor,
+        groups: Groups,
+        targets: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Fair predictions; see ``formulate`` for the arguments and ``solve`` for the errors."""
+        x, solution = fair_predictions(
+            self.constraints, scores, groups, targets, self.bounds, weights, self.missing_group,
+            self.backend,
+        )  # fmt: skip
+        self.last = solution
+        return x
+
+    def extra_repr(self) -> str:
+        notions = ", ".join(map(repr, self.constraints))
+        return f"{notions}, bounds={self.bounds}, backend={self.backend!r}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "last": None}
+
+
+def project(
+    scores: Tensor,
+    groups: Groups,
+    constraints: Constraint | Sequence[Constraint],
+    targets: Tensor | None = None,
+    *,
+    bounds: Bounds,
+    weights: Tensor | None = None,
+    backend: str | Backend = "auto",
+    missing_group: MissingGroup = "skip",
+) -> Tensor:
+    """What ``FairnessLayer`` does, as a function."""
+    return fair_predictions(
+        constraints, scores, groups, targets, bounds, weights, missing_group, backend
+    )[0]
+
+
+def fair_predictions(
+    constraints: Constraint | Sequence[Constraint],
+    scores: Tensor,
+    groups: Groups,
+    targets: Tensor | None,
+    bounds: Bounds,
+    weights: Tensor | None,
+    missing_group: MissingGroup,
+    backend: str | Backend,
+) -> tuple[Tensor, Solution]:
+    """Predictions like the scores, with their history, and the solution, detached."""
+    if isinstance(scores, Tensor) and torch.is_autocast_enabled(scores.device.type):
+        with torch.autocast(scores.device.type, enabled=False):
+            return fair_predictions(
+                constraints, scores, groups, targets, bounds, weights, missing_group, backend
+            )
+    problem = formulate(
+        constraints, scores, groups, targets, bounds=bounds, weights=weights,
+        missing_group=missing_group,
+    )  # fmt: skip
+    solution = solve(problem, backend=backend)
+    x = solution.x.to(scores.dtype).reshape(scores.shape)
+    return x, solution.detach()

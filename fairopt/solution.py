@@ -1,0 +1,202 @@
+"""Solutions, and the independent judge of them."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairopt.problem import LP, Problem, Rows
+
+__all__ = ["Residuals", "Solution", "Status", "residuals"]
+
+
+class Status(enum.Enum):
+    """How a solve ended; the value says it in words, with the remedy."""
+
+    SOLVED = "solved to the promised precision"
+    STALLED = (
+        "stopped before the promised precision: the data may span too many orders of magnitude; "
+        "rescale the scores, loosen a tolerance that is zero or tiny, or try another backend"
+    )
+    INFEASIBLE = (
+        "no point satisfies all rows within the bounds; loosen a tolerance or widen the bounds"
+    )
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Optimality residuals, one number per problem, ``(B,)``, float64. All are relative.
+
+    Attributes:
+        stationarity: max_i |P x + q + A^T y + w|_i over max_i of the sum of the magnitudes of its
+            terms.
+        primal: worst violation of a row relative to its scale sum_i |A_ri x_i| + |side|; infinite
+            if any bound is exceeded at all.
+        dual_sign: worst multiplier that pushes towards a side that is not there (infinite), over
+            the largest multiplier.
+        complementarity: sum of |multiplier| times the distance to the side it belongs to, over
+            the magnitude of the objective's terms.
+    """
+
+    stationarity: Tensor
+    primal: Tensor
+    dual_sign: Tensor
+    complementarity: Tensor
+
+    @property
+    def worst(self) -> float:
+        """The largest of all."""
+        return max(float(v.max()) for v in self.__dict__.values())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{k} {float(v.max()):.1e}" for k, v in self.__dict__.items())
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A solution with its certificate.
+
+    Sign convention: P x + q + A^T y + w = 0, with y > 0 only where A x = u, y < 0 only where
+    A x = l, and the same for w against ub and lb.
+
+    Attributes:
+        problem: the problem solved, detached.
+        x: ``(B, n)``, dtype of the problem's q (or c). Carries autograd when ``solve`` returned it.
+        row_dual: y, ``(B, m)``, float64, detached. Not unique when rows depend on each other.
+        status: one per problem.
+        backend: name of the backend.
+        iterations: one per problem.
+        seconds: wall time of the backend's solve.
+        context: whatever the backend keeps for its own ``vjp``.
+    """
+
+    problem: Problem
+    x: Tensor
+    row_dual: Tensor
+    status: tuple[Status, ...]
+    backend: str
+    iterations: tuple[int, ...] = ()
+    seconds: float = 0.0
+    context: Any = None
+
+    @cached_property
+    def bound_dual(self) -> Tensor:
+        """w, ``(B, n)``, float64: what stationarity leaves over, on variables that sit at a bound.
+
+        With the primal and the row multipliers given, w is determined: it is zero strictly between
+        the bounds and -(P x + q + A^T y) at them.
+        """
+        problem = self.problem
+        x = self.x.detach().double()
+        w = -gradient(problem, x, self.row_dual)
+        lower, upper = x <= problem.lb.double(), x >= problem.ub.double()
+        return torch.where(upper & lower, w, torch.where(upper, w.clamp(min=0), torch.where(lower, w.clamp(max=0), 0.0)))
+
+    @cached_property
+    def residuals(self) -> Residuals:
+        """Our residuals of this solution, computed when first asked for."""
+        return residuals(self.problem, self.x.detach(), self.row_dual, self.bound_dual)
+
+    def detach(self) -> Solution:
+        """The same solution with x cut from its history."""
+        return replace(self, x=self.x.detach()) if self.x.requires_grad else self
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Rows that were left out when the problem was written, each with the reason."""
+        return self.problem.skipped
+
+    def __str__(self) -> str:
+        batch, m, n = self.problem.shape
+        words = {s.name.lower() for s in self.status}
+        return (
+            f"Solution by {self.backend}: {', '.join(sorted(words))}, {batch} x {n} variables, "
+            f"{m} rows; {self.residuals}"
+        )
+
+
+def gradient(problem: Problem, x: Tensor, row_dual: Tensor) -> Tensor:
+    """P x + q + A^T y in float64: ``(B, n)``."""
+    out = problem.rows.transpose_apply(row_dual)
+    if isinstance(problem, LP):
+        return out + problem.c.double()
+    return out + problem.apply_quadratic(x) + problem.q.double()
+
+
+def row_excess(rows: Rows, l: Tensor, u: Tensor, x: Tensor) -> Tensor:  # noqa: E741
+    """Violation of each row relative to its scale sum_i |A_ri x_i| + |side|: ``(B, m)``."""
+    x = x.double()
+    value, scale = rows.apply(x), rows.absolute().apply(x.abs())
+    above, below = value - u.double(), l.double() - value
+    side = torch.where(above > below, u.double(), l.double()).abs()
+    excess = torch.maximum(above, below).clamp(min=0)
+    return torch.where(excess > 0, excess / (scale + side), 0.0)
+
+
+def residuals(
+    problem: Problem, x: Tensor, row_dual: Tensor, bound_dual: Tensor
+) -> Residuals:
+    """Judge a point and its multipliers, in float64, whatever solver they came from.
+
+    Args:
+        problem: the problem.
+        x: ``(B, n)``.
+        row_dual: ``(B, m)``, in the sign convention of ``Solution``.
+        bound_dual: ``(B, n)``.
+    """
+    x, y, w = x.double(), row_dual.double(), bound_dual.double()
+    l, u = problem.l.double(), problem.u.double()  # noqa: E741
+    lb, ub = problem.lb.double(), problem.ub.double()
+    linear = problem.c if isinstance(problem, LP) else problem.q
+    Px = torch.zeros_like(x) if isinstance(problem, LP) else problem.apply_quadratic(x)
+
+    gap = gradient(problem, x, y) + w
+    magnitude = (
+        Px.abs() + linear.double().abs() + problem.rows.absolute().transpose_apply(y.abs()) + w.abs()
+    )
+    stationarity = ratio(gap.abs().amax(-1), magnitude.amax(-1))
+
+    primal = row_excess(problem.rows, l, u, x)
+    primal = primal.amax(-1) if primal.shape[-1] else x.new_zeros(len(x))
+    outside = ((x < lb) | (x > ub)).any(-1)
+    primal = torch.where(outside, torch.inf, primal)
+
+    row_wrong = wrong_sign(y, l, u)
+    bound_wrong = wrong_sign(w, lb, ub)
+    dual_sign = torch.maximum(
+        ratio(row_wrong.amax(-1) if y.shape[-1] else x.new_zeros(len(x)), top(y)),
+        ratio(bound_wrong.amax(-1), top(w)),
+    )
+
+    value = problem.rows.apply(x)
+    slack = (y.abs() * distance(value, y, l, u)).sum(-1) + (w.abs() * distance(x, w, lb, ub)).sum(-1)
+    size = (
+        (x * Px).abs().sum(-1)
+        + (linear.double() * x).abs().sum(-1)
+        + (y * value).abs().sum(-1)
+        + (w * x).abs().sum(-1)
+    )
+    return Residuals(stationarity, primal, dual_sign, ratio(slack, size))
+
+
+def ratio(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(a > 0, a / b, 0.0)
+
+
+def top(y: Tensor) -> Tensor:
+    return y.abs().amax(-1) if y.shape[-1] else y.new_zeros(len(y))
+
+
+def wrong_sign(y: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    wrong = ((y > 0) & torch.isinf(high)) | ((y < 0) & torch.isinf(low))
+    return torch.where(wrong, y.abs(), 0.0)
+
+
+def distance(value: Tensor, y: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    side = torch.where(y > 0, high, low)
+    return torch.where((y != 0) & torch.isfinite(side), (value - side).abs(), 0.0)

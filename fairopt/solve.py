@@ -1,0 +1,157 @@
+"""solve(): the one place where solving and differentiating meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fairopt import backends
+from fairopt.backends import Backend
+from fairopt.errors import (
+    ConvergenceError,
+    NotDifferentiableError,
+    ProblemError,
+    UnsupportedProblemError,
+)
+from fairopt.kkt import gradients
+from fairopt.problem import LP, QP, Problem
+from fairopt.solution import Solution, Status, row_excess
+
+__all__ = ["solve"]
+
+# What "guaranteed" means: worst excess of a row over its side, relative to the row's scale.
+ROW_PRECISION = {torch.float64: 1e-12, torch.float32: 1e-6}
+
+
+def solve(
+    problem: Problem, *, backend: str | Backend = "auto", smoothing: float = 0.0, **options: Any
+) -> Solution:
+    """Solve a batch of problems; the solution's ``x`` carries gradients to all of its data.
+
+    Args:
+        problem: a ``QP`` or ``LP``.
+        backend: a name, or a backend with its options. ``"auto"`` picks, among the installed ones
+            that can solve this problem, the one that declares the highest preference.
+        smoothing: for an ``LP``, the weight s of an added s/2 |x|^2, which makes x differentiable.
+        **options: constructor arguments of the backend, when it is given by name.
+
+    Raises:
+        UnsupportedProblemError: the backend cannot solve this kind of problem.
+        InfeasibleError: no point satisfies rows and bounds; the rows in conflict are named.
+        ConvergenceError: the promised precision was not reached; nothing is returned.
+        NotDifferentiableError: a gradient of an ``LP`` without smoothing was asked for.
+    """
+    if isinstance(problem, LP) and smoothing:
+        problem = problem.smoothed(smoothing)
+    elif smoothing:
+        raise ProblemError("smoothing: a QP needs none; give it a larger P instead")
+    solver = choose(problem, backend, options)
+    solver.check(problem)
+    if isinstance(problem, LP):
+        if torch.is_grad_enabled() and any(
+            t.requires_grad for t in (problem.c, *problem.rows.tensors, problem.l, problem.u, problem.lb, problem.ub)
+        ):
+            raise NotDifferentiableError(
+                "the solution of a linear program is piecewise constant in its cost; pass "
+                "smoothing=... (a positive number) to differentiate it, or solve it under "
+                "torch.no_grad()"
+            )
+        return checked(solver, problem)
+    tensors = problem.tensors
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
+        return checked(solver, problem.detach())
+    call = Call(solver, problem)
+    x = Solve.apply(call, *tensors)
+    assert call.solution is not None
+    solution = replace(call.solution, x=x)
+    call.solution = replace(call.solution, x=x.detach())  # x must not hold itself through its history
+    return solution
+
+
+def choose(problem: Problem, backend: str | Backend, options: dict[str, Any]) -> Backend:
+    """The backend to use."""
+    if isinstance(backend, Backend):
+        if options:
+            raise ProblemError("options: give them to the backend's constructor")
+        return backend
+    if backend != "auto":
+        return backends.get(backend, **options)
+    if options:
+        raise ProblemError('options: expected none with backend="auto"; name the backend')
+    able = []
+    refused = []
+    for name in backends.available():
+        candidate = backends.get(name)
+        missing = candidate.capabilities.missing(problem)
+        if missing is None:
+            able.append(candidate)
+        else:
+            refused.append(f"{name}: does not solve {missing}")
+    if not able:
+        raise UnsupportedProblemError(
+            "no installed backend solves this problem; " + "; ".join(refused)
+        )
+    return max(able, key=lambda candidate: candidate.capabilities.preference)
+
+
+def checked(solver: Backend, problem: Problem) -> Solution:
+    """Solve, and let our own residuals decide whether what came back is a solution."""
+    solution = solver.solve(problem)
+    if solver.capabilities.certifies:
+        return solution
+    excess = row_excess(problem.rows, problem.l, problem.u, solution.x)
+    limit = ROW_PRECISION[solution.x.dtype]
+    outside = ((solution.x < problem.lb) | (solution.x > problem.ub)).any(-1)
+    bad = outside | (excess > limit).any(-1)
+    if bool(bad.any()):
+        index = int(bad.nonzero()[0])
+        raise ConvergenceError(
+            f"backend {solver.name!r}, problem {index} of the batch: {Status.STALLED.value}",
+            batch=index,
+        )
+    return solution
+
+
+@dataclass
+class Call:
+    """One call of ``solve``: what does not pass through autograd."""
+
+    solver: Backend
+    problem: QP
+    solution: Solution | None = None
+
+
+class Solve(torch.autograd.Function):
+    """x as a function of ``QP.tensors``. Inputs are expanded to the batch beforehand, so that
+    torch itself sums the gradient of whatever was shared."""
+
+    @staticmethod
+    def forward(call: Call, *tensors: Tensor) -> Tensor:
+        call.solution = checked(call.solver, call.problem.with_tensors(*tensors).detach())
+        return call.solution.x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        call, *tensors = inputs
+        ctx.call = call
+        ctx.save_for_backward(*tensors, output)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, x = ctx.saved_tensors
+        call: Call = ctx.call
+        assert call.solution is not None
+        problem = call.problem.with_tensors(*tensors)
+        solution = replace(call.solution, problem=problem, x=x)
+        adjoint = call.solver.vjp(problem, solution, grad_x)
+        needed = tuple(ctx.needs_input_grad[1:])
+        found = gradients(problem, solution, grad_x, adjoint, needed).flat
+        return None, *(
+            None if gradient is None or not need else gradient.to(tensor.dtype)
+            for gradient, need, tensor in zip(found, needed, tensors, strict=True)
+        )
