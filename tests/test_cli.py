@@ -1,0 +1,250 @@
+"""The command line: the demo end to end on few rows, the doctor, and errors in one line."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fairopt
+from fairopt import backends
+from fairopt.cli import _Progress, main
+from fairopt.demo import area_under_curve, group_gaps
+
+QUICK = ["demo", "--epochs", "4", "--limit", "4000", "--batch-size", "250", "--repeats", "1"]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+# ---------------------------------------------------------------- demo
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One quick run of the demo: its folder, with what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    printed, progress = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", printed)
+        patch.setattr(sys, "stderr", progress)
+        status = main([*QUICK, "--output", str(folder), "--json", str(folder / "x" / "demo.json")])
+    (folder / "stdout.txt").write_text(printed.getvalue())
+    (folder / "stderr.txt").write_text(progress.getvalue())
+    assert status == 0
+    return folder
+
+
+def test_demo_prints_a_table_and_says_where_the_plots_are(demo: Path) -> None:
+    text = (demo / "stdout.txt").read_text()
+    for expected in ("unconstrained", "post-hoc projection", "fairness layer", "accuracy", "AUC"):
+        assert expected in text
+    assert "within its tolerance of 0.05 on every one of its 11 constraints" in text
+    assert max(len(line) for line in text.splitlines() if "/" not in line) <= 120
+    for name in ("training.png", "tolerance.png"):
+        assert str(demo / name) in text
+        assert (demo / name).read_bytes().startswith(PNG)
+
+
+def test_demo_reports_progress_on_stderr(demo: Path) -> None:
+    text = (demo / "stderr.txt").read_text()
+    assert "[1/7] unconstrained   epoch 4/4" in text
+    assert "\r" not in text, "no terminal, so plain lines"
+
+
+def test_demo_writes_its_figures(demo: Path) -> None:
+    figures = json.loads((demo / "x" / "demo.json").read_text())
+    assert figures["settings"]["tolerance"] == 0.05
+    assert figures["rows"] == {"train": 4000, "test": 4000}
+    assert len(figures["constraints"]) == 11  # 1 pair of sexes and 10 of races
+    assert len(figures["plots"]) == 2
+    plain, post_hoc, layer = figures["models"]
+    assert plain["worst_excess"] > 0.01, "nothing to mend: the demo would show nothing"
+    assert post_hoc["worst_excess"] <= 1e-6
+    assert layer["worst_excess"] <= 1e-6
+    assert layer["batches_checked"] == 64
+    assert 0.0 < layer["layer_share"] < 1.0
+    assert [entry["epoch"] for entry in layer["history"]] == [1, 2, 3, 4]
+    tolerances = [point["tolerance"] for point in figures["sweep"]]
+    assert tolerances == sorted(tolerances)
+    assert 0.05 in tolerances
+    for point in figures["sweep"]:
+        for way in ("post_hoc", "layer"):
+            (quality,) = point[way]
+            assert max(quality["gap"].values()) <= point["tolerance"] + 1e-6
+            assert 0.5 < quality["accuracy"] < 1.0
+
+
+def test_demo_goes_on_without_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr("fairopt.demo.SWEEP", ())
+    assert main([*QUICK, "--tolerance", "0.1", "--output", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "pip install 'fairopt[demo]'" in text
+    assert "tolerance of 0.1" in text
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tolerance", "-0.1"], "tolerance"),
+        (["--backend", "abacus"], "'abacus'"),
+    ],
+)
+def test_demo_errors_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*QUICK, *arguments, "--output", str(tmp_path)]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("fairopt: error:")]
+    assert message in line
+
+
+def test_demo_says_at_once_that_a_folder_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    assert main([*QUICK, "--output", str(blocked / "folder")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "cannot write to" in error
+    assert "--output" in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["demo", "--epochs", "0"],
+        ["demo", "--epochs", "many"],
+        ["demo", "--limit", "3"],
+        ["demo", "--tolerance", "nan"],
+        ["demo", "--tolerance", "wide"],
+    ],
+)
+def test_unusable_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: fairopt" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"fairopt {fairopt.__version__}\n"
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_rewrites_one_line_on_a_terminal() -> None:
+    stream = _Terminal()
+    progress = _Progress(stream)
+    progress("one", False)
+    progress("two", True)
+    assert stream.getvalue() == "\r\x1b[Kone\r\x1b[Ktwo\n"
+
+
+# ---------------------------------------------------------------- what the demo measures
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=30))
+def test_area_under_curve_counts_pairs(samples: list[tuple[int, bool]]) -> None:
+    positive = [score for score, target in samples if target]
+    negative = [score for score, target in samples if not target]
+    if not positive or not negative:
+        return
+    wins = sum((p > q) + 0.5 * (p == q) for p, q in itertools.product(positive, negative))
+    scores = torch.tensor([score / 4 for score, _ in samples])
+    targets = torch.tensor([float(target) for _, target in samples])
+    expected = wins / (len(positive) * len(negative))
+    assert area_under_curve(scores, targets) == pytest.approx(expected, abs=1e-12)
+
+
+def test_gaps_are_those_of_the_groups_present() -> None:
+    predictions = torch.tensor([0.1, 0.3, 0.9, 0.5])
+    gaps = group_gaps(
+        predictions,
+        {"two": torch.tensor([0, 0, 3, 3]), "one": torch.tensor([2, 2, 2, 2])},
+    )
+    assert gaps == {"two": pytest.approx(0.5), "one": 0.0}
+
+
+# ---------------------------------------------------------------- doctor
+
+
+def test_doctor_prints_every_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for name in backends.names():
+        assert f"backend {name!r}" in text
+    for word in ("python", "torch", "numpy", "numba", "threads", "CUDA", "kernel cache"):
+        assert word in text
+
+
+def test_doctor_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["healthy"] is True
+    assert found["versions"]["torch"] == torch.__version__
+    reports = {report["name"]: report for report in found["backends"]}
+    assert tuple(reports) == backends.names()
+    for name, report in reports.items():
+        assert report["installed"] == (name in backends.available())
+        assert report["passed"] is (True if report["installed"] else None)
+    assert "diagonal" in reports["numba"]["capabilities"]["quadratic"]
+    assert "solved a quadratic program" in reports["numba"]["message"]
+
+
+def test_doctor_says_how_to_install_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = backends.Entry(  # type: ignore[attr-defined]
+        load=lambda: pytest.fail("must not be loaded"),
+        package="no_such_solver",
+        install="pip install 'fairopt[nosuch]'",
+    )
+    monkeypatch.setitem(backends.registry, "nosuch", absent)
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "backend 'nosuch': not installed" in text
+    assert "pip install 'fairopt[nosuch]'" in text
+
+
+def test_doctor_finds_a_wrong_solver(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fairopt.solution import Solution
+
+    right = backends.get("numba")
+
+    class Liar(type(right)):  # type: ignore[misc]
+        name = "liar"
+
+        def solve(self, problem: object) -> Solution:
+            from dataclasses import replace
+
+            solution = super().solve(problem)
+            return replace(solution, x=solution.x + 1e-3)
+
+    monkeypatch.setattr(backends, "registry", dict(backends.registry))
+    backends.register("liar", lambda: Liar)
+    try:
+        assert main(["doctor"]) == 1
+    finally:
+        backends.loaded.pop("liar", None)
+    assert "backend 'liar': FAILED" in capsys.readouterr().out
