@@ -409,7 +409,7 @@ def _run(settings: Settings, progress: Progress) -> Report:
     began = time.perf_counter()
     progress("loading the data", False)
     adult = _load(settings)
-    progress("preparing the backend (its kernels are compiled once, then cached)", False)
+    progress("preparing the backend (its kernels are compiled once, then cached)", True)
     warm_up_seconds = _warm_up(adult, settings)
     progress(f"backend {settings.backend} ready in {warm_up_seconds:.1f} s", True)
 

@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -121,11 +122,13 @@ def _identity(x: float) -> float:
 
 
 def _kernel_cache() -> str | None:
-    """Where numba would cache a kernel of this package; nothing is compiled or written."""
+    """Where numba caches the kernels of ``fairopt.backends``; nothing is compiled or written."""
     from numba import njit
 
+    # The folder depends on the file that a function says it is from.
+    code = _identity.__code__.replace(co_filename=str(backends.__file__))
     try:
-        return str(njit(cache=True)(_identity).stats.cache_path)
+        return str(njit(cache=True)(FunctionType(code, {})).stats.cache_path)
     except RuntimeError:  # numba's word for "neither the package nor the user's folder is writable"
         return None
 

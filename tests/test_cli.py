@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -248,3 +249,29 @@ def test_doctor_finds_a_wrong_solver(
     finally:
         backends.loaded.pop("liar", None)
     assert "backend 'liar': FAILED" in capsys.readouterr().out
+
+
+def test_doctor_finds_the_kernel_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numba
+
+    folder = Path(backends.__file__).parent / "__pycache__"
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["kernel_cache"]
+    assert Path(found) == folder or not os.access(folder, os.W_OK)
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kernel_cache"].startswith(str(tmp_path))
+
+
+def test_doctor_says_what_to_do_without_a_kernel_cache(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(**_: object) -> object:
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr("numba.njit", refuse)
+    assert main(["doctor"]) == 0
+    assert "set NUMBA_CACHE_DIR" in capsys.readouterr().out
