@@ -140,6 +140,33 @@ def machine(packages: Sequence[str]) -> dict[str, object]:
     }
 
 
+@dataclass(frozen=True)
+class Load:
+    """Processor seconds of the whole machine and of this process with its children, so far."""
+
+    clock: float
+    machine: float | None  # None where the system does not tell
+    own: float
+
+    @classmethod
+    def now(cls) -> Load:
+        machine = None
+        stat = Path("/proc/stat")
+        if stat.exists():
+            ticks = [int(field) for field in stat.read_text().splitlines()[0].split()[1:9]]
+            busy = sum(ticks) - ticks[3] - ticks[4]  # neither idle nor waiting for a disk
+            machine = busy / os.sysconf("SC_CLK_TCK")
+        return cls(time.perf_counter(), machine, sum(os.times()[:4]))
+
+    def others(self) -> float | None:
+        """Cores that others kept busy since then, on average; above about 0.1 figures mislead."""
+        now = Load.now()
+        if self.machine is None or now.machine is None:
+            return None
+        busy = (now.machine - self.machine) - (now.own - self.own)
+        return max(0.0, busy / (now.clock - self.clock))
+
+
 # ---------------------------------------------------------------- what is written down
 
 
@@ -180,6 +207,7 @@ class Report:
     question: str
     packages: tuple[str, ...] = ()
     rows: list[Row] = field(default_factory=list)
+    began: Load = field(default_factory=Load.now)
 
     def add(
         self,
@@ -205,9 +233,12 @@ class Report:
         self.rows.append(row)
         print(" | ".join(cell for cell in _cells(row) if cell), flush=True)
 
-    def save(self, folder: Path = RESULTS) -> None:
+    def save(self, folder: Path | None) -> None:
+        """Write NAME.json and NAME.md; without a folder only say whether the machine was quiet."""
+        where = machine(self.packages) | {"cores busy with other work": self.disturbance()}
+        if folder is None:
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        where = machine(self.packages)
         record = {
             "name": self.name,
             "question": self.question,
@@ -217,6 +248,13 @@ class Report:
         text = json.dumps(record, indent=2, ensure_ascii=False)
         (folder / f"{self.name}.json").write_text(text + "\n", "utf-8")
         (folder / f"{self.name}.md").write_text(self.table(where), "utf-8")
+
+    def disturbance(self) -> float | None:
+        """How many cores other processes took while this was measured; warns if it matters."""
+        others = self.began.others()
+        if others is not None and others > 0.1:
+            print(f"warning: other processes kept {others:.1f} cores busy; measure again alone")
+        return None if others is None else round(others, 2)
 
     def table(self, where: Mapping[str, object]) -> str:
         head = ["what", "figure", "quartiles", "target", "verdict", "how"]
@@ -233,7 +271,8 @@ class Report:
                 *("| " + " | ".join(row) + " |" for row in rows),
                 "",
                 f"{where['date']}; {where['cpu']}, {where['cores']} cores, "
-                f"{where['torch threads']} torch threads, {where['system']}; "
+                f"{where['torch threads']} torch threads, {where['system']}, "
+                f"{where['cores busy with other work']} cores busy with other work; "
                 f"Python {where['python']}, {listed}; fairopt at {where['fairopt commit']}.",
                 "",
             ]

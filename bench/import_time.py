@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.harness import Report, Spread, arguments, fresh
+from bench.harness import RESULTS, Report, Spread, arguments, fresh
 
 IMPORT = """
 import json, time
@@ -60,8 +60,7 @@ def main() -> None:
     report.add(
         "the same with import torch", Spread.of([run["whole"] for run in firsts]), "s", at_most=None
     )
-    if not options.no_save:
-        report.save()
+    report.save(None if options.no_save else RESULTS)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.harness import Report, Spread, arguments, fresh, interleaved, ratio
+from bench.harness import RESULTS, Report, Spread, arguments, fresh, interleaved, ratio
 from bench.problems import forward_backward, probabilities
 from fairopt import DemographicParity, FairnessLayer
 
@@ -44,10 +44,9 @@ print(json.dumps({"extra": status("VmHWM:") - before}))
 """
 
 
-def layer(**options: object) -> FairnessLayer:
-    return FairnessLayer(
-        DemographicParity(tolerance=0.05, **options), bounds=(0, 1), backend="numba"
-    )
+def layer() -> FairnessLayer:
+    parity = DemographicParity(tolerance=0.05, compare="pairwise")
+    return FairnessLayer(parity, bounds=(0, 1), backend="numba")
 
 
 def against_batch_norm(report: Report, n: int, at_most: float | None, seconds: float) -> None:
@@ -105,9 +104,7 @@ def growth_with_groups(report: Report, seconds: float) -> None:
     times = interleaved(
         {
             "two": forward_backward(layer(), two.scores, two.gradient, two.groups),
-            "many": forward_backward(
-                layer(comparison="pairwise"), many.scores, many.gradient, many.groups
-            ),
+            "many": forward_backward(layer(), many.scores, many.gradient, many.groups),
         },
         seconds=seconds,
     )
@@ -126,8 +123,7 @@ def main() -> None:
     growth_with_groups(report, options.seconds)
     growth_with_samples(report, options.seconds)
     memory(report)
-    if not options.no_save:
-        report.save()
+    report.save(None if options.no_save else RESULTS)
 
 
 if __name__ == "__main__":
