@@ -159,7 +159,7 @@ class Load:
         return cls(time.perf_counter(), machine, sum(os.times()[:4]))
 
     def others(self) -> float | None:
-        """Cores that others kept busy since then, on average; above about 0.1 figures mislead."""
+        """Cores that others kept busy since then, on average; above about 0.2 figures mislead."""
         now = Load.now()
         if self.machine is None or now.machine is None:
             return None
@@ -252,7 +252,7 @@ class Report:
     def disturbance(self) -> float | None:
         """How many cores other processes took while this was measured; warns if it matters."""
         others = self.began.others()
-        if others is not None and others > 0.1:
+        if others is not None and others > 0.2:
             print(f"warning: other processes kept {others:.1f} cores busy; measure again alone")
         return None if others is None else round(others, 2)
 
