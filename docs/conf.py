@@ -34,6 +34,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes of the class", "params_style")]
 
 html_theme = "furo"
 html_title = f"fairopt {release}"
