@@ -189,19 +189,44 @@ class Comparison:
     """All rows of a list of constraints, as sets of cells.
 
     Attributes:
-        left, right: ``(m, K)``, float64, 0 or 1: the cells compared in each row.
+        sets: ``(3 m, K)``, float64, 0 or 1: the cells on the left of each row, those on the right,
+            and those on the right only.
+        left_only, right_only, both: ``(m, K)``, the parts of left and right.
+        nested: whether any left is part of its right ("overall").
         names: m readable names.
         owner: int64 ``(m,)``, the constraint that each row comes from.
-        residual: bool ``(m,)``, whether the row's shift is that of the targets.
+        residual: float64 ``(m,)``, 1 where the row's shift is that of the targets.
         shifted: whether any row is.
     """
 
-    left: Tensor
-    right: Tensor
+    sets: Tensor
+    left_only: Tensor
+    right_only: Tensor
+    both: Tensor
+    nested: bool
     names: tuple[str, ...]
     owner: Tensor
     residual: Tensor
     shifted: bool
+
+
+@lru_cache(maxsize=256)
+def plan(
+    constraints: tuple[Constraint, ...], attributes: tuple[str, ...]
+) -> tuple[tuple[Recipe, ...], tuple[str, ...]]:
+    """The recipes of all constraints, and the attributes that they use."""
+    recipes = tuple(recipe(constraint, attributes) for constraint in constraints)
+    used = {name for made in recipes for family in made.attributes for name in family}
+    return recipes, tuple(name for name in attributes if name in used)
+
+
+@lru_cache(maxsize=256)
+def attribute_axis(name: str, values: tuple[int, ...]) -> Axis:
+    """The axis of an attribute with these codes."""
+    return Axis(name, tuple(map(str, values)), values)
+
+
+OUTCOME = Axis("y", ("0", "1"), (0, 1))
 
 
 def recipe(constraint: Constraint, attributes: tuple[str, ...]) -> Recipe:
@@ -304,11 +329,17 @@ def comparison(
                 owner.append(number)
                 residual.append(made.residual)
     empty = torch.zeros(0, K, dtype=torch.float64)
+    lefts = torch.stack(left) if left else empty
+    rights = torch.stack(right) if right else empty
+    both = lefts * rights
     return Comparison(
-        (torch.stack(left) if left else empty).to(device),
-        (torch.stack(right) if right else empty).to(device),
+        torch.cat([lefts, rights, rights - both]).to(device),
+        (lefts - both).to(device),
+        (rights - both).to(device),
+        both.to(device),
+        bool(both.any()),
         tuple(names),
         torch.tensor(owner, dtype=torch.int64).to(device),
-        torch.tensor(residual, dtype=torch.bool).to(device),
+        torch.tensor(residual, dtype=torch.float64).to(device),
         any(residual),
     )

@@ -186,6 +186,8 @@ def gradients(
         needed: one flag for each of ``problem.tensors``.
     """
     v, nu = adjoint.v, adjoint.nu
+    if not any(needed[:1] + needed[2:]):  # the usual case: only the scores
+        return Gradients(None, v, (None,) * (len(needed) - 6), None, None, None, None)
     need_P, need_q, *need_rows, need_l, need_u, need_lb, need_ub = needed
     grad_P = grad_l = grad_u = grad_lb = grad_ub = None
     grad_rows: tuple[Tensor | None, ...] = (None,) * len(need_rows)

@@ -69,7 +69,7 @@ class FairnessLayer(nn.Module):
             self.constraints, scores, groups, targets, self.bounds, weights, self.missing_group,
             self.backend,
         )  # fmt: skip
-        self.last = solution
+        self.__dict__["last"] = solution  # not through Module.__setattr__: it costs 5 microseconds
         return x
 
     def extra_repr(self) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fairopt.problem import LP, Problem, Rows
+from fairopt.problem import LP, Problem, Rows, trusted
 
 __all__ = ["Residuals", "Solution", "Status", "residuals"]
 
@@ -102,9 +102,13 @@ class Solution:
         """Our residuals of this solution, computed when first asked for."""
         return residuals(self.problem, self.x.detach(), self.row_dual, self.bound_dual)
 
+    def with_x(self, x: Tensor) -> Solution:
+        """The same solution around another tensor of the same values."""
+        return trusted(Solution, **{**self.__dict__, "x": x})  # type: ignore[no-any-return]
+
     def detach(self) -> Solution:
         """The same solution with x cut from its history."""
-        return replace(self, x=self.x.detach()) if self.x.requires_grad else self
+        return self.with_x(self.x.detach()) if self.x.requires_grad else self
 
     @property
     def skipped(self) -> tuple[str, ...]:

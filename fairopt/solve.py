@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,8 +67,8 @@ def solve(
     call = Call(solver, problem)
     x = Solve.apply(call, *tensors)
     assert call.solution is not None
-    solution = replace(call.solution, x=x)
-    call.solution = replace(call.solution, x=x.detach())  # x must not hold itself through its history
+    # The backward keeps x without its history: x must not hold itself.
+    solution, call.solution = call.solution.with_x(x), call.solution.with_x(x.detach())
     return solution
 
 
@@ -127,29 +127,28 @@ class Call:
 
 class Solve(torch.autograd.Function):
     """x as a function of ``QP.tensors``. Inputs are expanded to the batch beforehand, so that
-    torch itself sums the gradient of whatever was shared."""
+    torch itself sums the gradient of whatever was shared.
+
+    One forward with its context, not forward and ``setup_context``: the latter costs torch an
+    ``inspect.signature`` per call, 28 microseconds, a third of what a small layer takes.
+    """
 
     @staticmethod
-    def forward(call: Call, *tensors: Tensor) -> Tensor:
-        call.solution = checked(call.solver, call.problem.with_tensors(*tensors).detach())
-        return call.solution.x
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        call, *tensors = inputs
+    def forward(ctx: Any, call: Call, *tensors: Tensor) -> Tensor:  # type: ignore[override]
+        call.solution = checked(call.solver, call.problem.detach())
+        x = call.solution.x
         ctx.call = call
-        ctx.save_for_backward(*tensors, output)
+        ctx.save_for_backward(*tensors, x)  # so that torch notices changes made in place
+        return x
 
     @staticmethod
     @once_differentiable  # type: ignore[misc]
     def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, x = ctx.saved_tensors
-        call: Call = ctx.call
-        assert call.solution is not None
-        problem = call.problem.with_tensors(*tensors)
-        solution = replace(call.solution, problem=problem, x=x)
-        adjoint = call.solver.vjp(problem, solution, grad_x)
-        needed = tuple(ctx.needs_input_grad[1:])
+        *tensors, _ = ctx.saved_tensors
+        solver, solution = ctx.call.solver, ctx.call.solution
+        problem = solution.problem
+        adjoint = solver.vjp(problem, solution, grad_x)
+        needed = ctx.needs_input_grad[1:]
         found = gradients(problem, solution, grad_x, adjoint, needed).flat
         return None, *(
             None if gradient is None or not need else gradient.to(tensor.dtype)

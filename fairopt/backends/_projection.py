@@ -50,6 +50,7 @@ __all__ = [
     "INFEASIBLE",
     "NOT_FINITE",
     "STALLED",
+    "adjoint",
     "adjoint_sums",
     "adjoint_write",
     "advance",
@@ -59,8 +60,11 @@ __all__ = [
     "excess",
     "item",
     "new_state",
+    "pair_evaluate",
+    "pair_limits",
     "scatter",
     "solve",
+    "sum_rounding",
     "write",
 ]
 
@@ -174,19 +178,45 @@ def scatter(values, cell, first, last, position, out):  # type: ignore[no-untype
 def cell_limits(inverse, w, lb, ub, start, first, last, H, low, high):  # type: ignore[no-untyped-def]
     """Per cell: curvature with nothing clipped, least and greatest sum that the bounds allow."""
     for k in range(H.shape[0]):
-        a, b = max(start[k], first), min(start[k + 1], last)
-        H[k] = low[k] = high[k] = 0.0
-        for i in range(a, b):
-            wi = at(w, i)
-            if at(lb, i) < at(ub, i):
-                H[k] += wi * wi * at(inverse, i)
-            # A weight of zero times an infinite bound must not become NaN.
-            if wi > 0.0:
-                low[k] += wi * at(lb, i)
-                high[k] += wi * at(ub, i)
-            elif wi < 0.0:
-                low[k] += wi * at(ub, i)
-                high[k] += wi * at(lb, i)
+        a = max(start[k], first)
+        b = max(a, min(start[k + 1], last))
+        H[k], low[k], high[k] = limits(inverse, w, lb, ub, a, b)
+
+
+def limits(inverse, w, lb, ub, a, b):  # type: ignore[no-untyped-def]
+    """Curvature, least and greatest sum of the samples a <= i < b of one cell."""
+    raise NotImplementedError
+
+
+@overload(limits)
+def _limits(inverse, w, lb, ub, a, b):  # type: ignore[no-untyped-def]
+    if isinstance(w, types.Array):
+
+        def each(inverse, w, lb, ub, a, b):  # type: ignore[no-untyped-def]
+            H = low = high = 0.0
+            for i in range(a, b):
+                wi = w[i]
+                if lb[i] < ub[i]:
+                    H += wi * wi * inverse[i]
+                # A weight of zero times an infinite bound must not become NaN.
+                if wi > 0.0:
+                    low += wi * lb[i]
+                    high += wi * ub[i]
+                elif wi < 0.0:
+                    low += wi * ub[i]
+                    high += wi * lb[i]
+            return H, low, high
+
+        return each
+
+    def alike(inverse, w, lb, ub, a, b):  # type: ignore[no-untyped-def]
+        n = b - a
+        if n == 0 or w == 0.0:
+            return 0.0, 0.0, 0.0
+        H = n * w * w * inverse if lb < ub else 0.0
+        return H, n * min(w * lb, w * ub), n * max(w * lb, w * ub)
+
+    return alike
 
 
 @compiled(fastmath={"reassoc", "nsz"})
@@ -197,83 +227,229 @@ def evaluate(q, inverse, w, lb, ub, start, t_hi, t_lo, first, last, single, s, h
     returned tensor adds up.
     """
     for k in range(s.shape[0]):
-        a, b = max(start[k], first), min(start[k + 1], last)
-        th, tl = t_hi[k], t_lo[k]
-        total = curvature = magnitude = 0.0
+        a = max(start[k], first)
+        b = max(a, min(start[k + 1], last))
         if single:
-            for i in range(a, b):
-                wi = at(w, i)
-                v = unclipped(q[i], at(inverse, i), wi, th, tl)
-                x = np.float64(np.float32(min(max(v, at(lb, i)), at(ub, i))))
-                total += wi * x
-                magnitude += abs(wi * x)
+            s[k], size[k] = rounded_sums(q, inverse, w, lb, ub, a, b, t_hi[k], t_lo[k])
         else:
+            s[k], h[k], size[k] = sums(q, inverse, w, lb, ub, a, b, t_hi[k], t_lo[k])
+
+
+def sums(q, inverse, w, lb, ub, a, b, t_hi, t_lo):  # type: ignore[no-untyped-def]
+    """Sum of w x, curvature and sum of |w x| over the samples a <= i < b of one cell."""
+    raise NotImplementedError
+
+
+@overload(sums, jit_options={"fastmath": {"reassoc", "nsz"}})
+def _sums(q, inverse, w, lb, ub, a, b, t_hi, t_lo):  # type: ignore[no-untyped-def]
+    if isinstance(w, types.Array):
+
+        def each(q, inverse, w, lb, ub, a, b, t_hi, t_lo):  # type: ignore[no-untyped-def]
+            total = curvature = magnitude = 0.0
             for i in range(a, b):
-                wi, p = at(w, i), at(inverse, i)
-                v = unclipped(q[i], p, wi, th, tl)
-                lower, upper = at(lb, i), at(ub, i)
+                wi, p, lower, upper = w[i], inverse[i], lb[i], ub[i]
+                v = unclipped(q[i], p, wi, t_hi, t_lo)
                 x = min(max(v, lower), upper)
                 total += wi * x
                 magnitude += abs(wi * x)
                 curvature += wi * wi * p if (v == x) & (lower < upper) else 0.0
-        s[k], h[k], size[k] = total, curvature, magnitude
+            return total, curvature, magnitude
+
+        return each
+
+    def alike(q, inverse, w, lb, ub, a, b, t_hi, t_lo):  # type: ignore[no-untyped-def]
+        # Two halves at a time: one chain of additions would wait for itself.
+        total = magnitude = free = 0.0
+        total2 = magnitude2 = free2 = 0.0
+        half = (b - a) // 2
+        for i in range(a, a + half):
+            v = unclipped(q[i], inverse, w, t_hi, t_lo)
+            v2 = unclipped(q[i + half], inverse, w, t_hi, t_lo)
+            x, x2 = min(max(v, lb), ub), min(max(v2, lb), ub)
+            total += x
+            total2 += x2
+            magnitude += abs(x)
+            magnitude2 += abs(x2)
+            free += 1.0 if v == x else 0.0
+            free2 += 1.0 if v2 == x2 else 0.0
+        for i in range(a + 2 * half, b):
+            v = unclipped(q[i], inverse, w, t_hi, t_lo)
+            x = min(max(v, lb), ub)
+            total += x
+            magnitude += abs(x)
+            free += 1.0 if v == x else 0.0
+        free = w * w * inverse * (free + free2) if lb < ub else 0.0
+        return w * (total + total2), free, abs(w) * (magnitude + magnitude2)
+
+    return alike
+
+
+@compiled(fastmath={"reassoc", "nsz"})
+def rounded_sums(q, inverse, w, lb, ub, a, b, t_hi, t_lo):  # type: ignore[no-untyped-def]
+    """Sum of w x and of |w x| with x rounded to float32."""
+    total = magnitude = 0.0
+    for i in range(a, b):
+        wi = at(w, i)
+        v = unclipped(q[i], at(inverse, i), wi, t_hi, t_lo)
+        x = np.float64(np.float32(min(max(v, at(lb, i)), at(ub, i))))
+        total += wi * x
+        magnitude += abs(wi * x)
+    return total, magnitude
+
+
+# With one or two cells (two groups, the commonest case) a pass over the samples as they come, with
+# the cell chosen by comparison, vectorises as well and saves the sorted copy.
+
+
+@compiled()
+def pair_limits(inverse, w, lb, ub, cell, first, last, H, low, high):  # type: ignore[no-untyped-def]
+    """``cell_limits`` for at most two cells, samples in any order."""
+    K = H.shape[0]
+    for k in range(K):
+        H[k] = low[k] = high[k] = 0.0
+    if isinstance(w, float):
+        ones = 0
+        for i in range(first, last):
+            ones += cell[i] != 0
+        for k in range(K):
+            number = ones if k == 1 else last - first - ones
+            H[k], low[k], high[k] = limits(inverse, w, lb, ub, 0, number)
+    else:
+        for i in range(first, last):
+            a, b, c = limits(inverse, w, lb, ub, i, i + 1)
+            k = cell[i]
+            H[k] += a
+            low[k] += b
+            high[k] += c
+
+
+@compiled(fastmath={"reassoc", "nsz"})
+def pair_evaluate(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, single, s, h, size):  # type: ignore[no-untyped-def]
+    """``evaluate`` for at most two cells, samples in any order."""
+    end = s.shape[0] - 1
+    hi0, hi1, lo0, lo1 = t_hi[0], t_hi[end], t_lo[0], t_lo[end]
+    s0 = s1 = h0 = h1 = size0 = size1 = 0.0
+    if single:
+        for i in range(first, last):
+            wi, zero = at(w, i), cell[i] == 0
+            v = unclipped(
+                q[i], at(inverse, i), wi, hi0 if zero else hi1, lo0 if zero else lo1
+            )
+            x = np.float64(np.float32(min(max(v, at(lb, i)), at(ub, i))))
+            wx = wi * x
+            s0 += wx if zero else 0.0
+            s1 += 0.0 if zero else wx
+            size0 += abs(wx) if zero else 0.0
+            size1 += 0.0 if zero else abs(wx)
+    else:
+        for i in range(first, last):
+            wi, p, zero, lower, upper = at(w, i), at(inverse, i), cell[i] == 0, at(lb, i), at(ub, i)
+            v = unclipped(q[i], p, wi, hi0 if zero else hi1, lo0 if zero else lo1)
+            x = min(max(v, lower), upper)
+            wx = wi * x
+            free = wi * wi * p if (v == x) & (lower < upper) else 0.0
+            s0 += wx if zero else 0.0
+            s1 += 0.0 if zero else wx
+            size0 += abs(wx) if zero else 0.0
+            size1 += 0.0 if zero else abs(wx)
+            h0 += free if zero else 0.0
+            h1 += 0.0 if zero else free
+    s[0], h[0], size[0] = s0, h0, size0
+    if end == 1:
+        s[1], h[1], size[1] = s1, h1, size1
+
+
+FEW = 4  # up to this many cells a value is chosen by comparison, which vectorises, not looked up
+
+
+@compiled()
+def pick(k, a, b, c, d):  # type: ignore[no-untyped-def]
+    return a if k == 0 else (b if k == 1 else (c if k == 2 else d))
 
 
 @compiled()
 def write(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, x):  # type: ignore[no-untyped-def]
     """The solution in the order of the samples."""
+    K = t_hi.shape[0]
+    if K > FEW:
+        for i in range(first, last):
+            k = cell[i]
+            v = unclipped(q[i], at(inverse, i), at(w, i), t_hi[k], t_lo[k])
+            x[i] = min(max(v, at(lb, i)), at(ub, i))
+        return
+    one, two, three = min(1, K - 1), min(2, K - 1), min(3, K - 1)
+    a0, a1, a2, a3 = t_hi[0], t_hi[one], t_hi[two], t_hi[three]
+    b0, b1, b2, b3 = t_lo[0], t_lo[one], t_lo[two], t_lo[three]
     for i in range(first, last):
         k = cell[i]
-        v = unclipped(q[i], at(inverse, i), at(w, i), t_hi[k], t_lo[k])
+        hi, lo = pick(k, a0, a1, a2, a3), pick(k, b0, b1, b2, b3)
+        v = unclipped(q[i], at(inverse, i), at(w, i), hi, lo)
         x[i] = min(max(v, at(lb, i)), at(ub, i))
 
 
 @compiled()
-def at_bound(q, inverse, w, lb, ub, t, x):  # type: ignore[no-untyped-def]
-    """-1 held by the lower bound, +1 by the upper, 0 free: the activity rule of fairopt.kkt.
+def is_free(q, inverse, w, lb, ub, t, x):  # type: ignore[no-untyped-def]
+    """Whether neither bound holds the sample: the activity rule of fairopt.kkt.
 
     Bounds that meet always hold. Whether a sample sits AT its bound is read off x, which is exact;
     whether the bound pushes, off the multiplier.
     """
-    pull = -q * inverse - w * inverse * t
-    if lb == ub:
-        return 1 if pull >= ub else -1
-    if x == lb and pull < lb:
-        return -1
-    if x == ub and pull > ub:
-        return 1
-    return 0
+    v = -q * inverse - w * inverse * t
+    return (lb < ub) & ((x != lb) | (v >= lb)) & ((x != ub) | (v <= ub))
 
 
-@compiled()
-def adjoint_sums(  # type: ignore[no-untyped-def]
-    q, inverse, w, lb, ub, cell, t, x, g, first, last, s, h
-):
+@compiled(fastmath={"reassoc", "nsz"})
+def adjoint_sums(q, inverse, w, lb, ub, cell, t, x, g, first, last, s, h):  # type: ignore[no-untyped-def]
     """Per cell, over the free samples: s = sum of w g / P and h = sum of w^2 / P."""
-    cells = s.shape[0]
-    table = np.zeros((4, cells, 2))
+    K = s.shape[0]
+    if K > 2:
+        table = np.zeros((4, K, 2))
+        for i in range(first, last):
+            k, wi, p = cell[i], at(w, i), at(inverse, i)
+            free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t[k], x[i])
+            step = wi * p if free else 0.0
+            table[i & 3, k, 0] += step * g[i]
+            table[i & 3, k, 1] += step * wi
+        for k in range(K):
+            s[k] = table[0, k, 0] + table[1, k, 0] + table[2, k, 0] + table[3, k, 0]
+            h[k] = table[0, k, 1] + table[1, k, 1] + table[2, k, 1] + table[3, k, 1]
+        return
+    t0, t1 = t[0], t[K - 1]
+    s0 = s1 = h0 = h1 = 0.0
     for i in range(first, last):
-        k = cell[i]
-        wi, p = at(w, i), at(inverse, i)
-        free = at_bound(q[i], p, wi, at(lb, i), at(ub, i), t[k], x[i]) == 0
+        wi, p, zero = at(w, i), at(inverse, i), cell[i] == 0
+        free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t0 if zero else t1, x[i])
         step = wi * p if free else 0.0
-        table[i & 3, k, 0] += step * g[i]
-        table[i & 3, k, 1] += step * wi
-    for k in range(cells):
-        s[k] = table[0, k, 0] + table[1, k, 0] + table[2, k, 0] + table[3, k, 0]
-        h[k] = table[0, k, 1] + table[1, k, 1] + table[2, k, 1] + table[3, k, 1]
+        a, b = step * g[i], step * wi
+        s0 += a if zero else 0.0
+        s1 += 0.0 if zero else a
+        h0 += b if zero else 0.0
+        h1 += 0.0 if zero else b
+    s[0], h[0] = s0, h0
+    if K == 2:
+        s[1], h[1] = s1, h1
 
 
 @compiled()
 def adjoint_write(  # type: ignore[no-untyped-def]
-    q, inverse, w, lb, ub, cell, t, x, g, tilt, first, last, v
+    q, inverse, w, lb, ub, cell, t, x, g, shift, first, last, v
 ):
-    """v = -(g + w tilt) / P on the free samples, 0 on the others."""
+    """v = -(g + w shift) / P on the free samples, 0 on the others."""
+    K = t.shape[0]
+    if K > FEW:
+        for i in range(first, last):
+            k, wi, p = cell[i], at(w, i), at(inverse, i)
+            free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t[k], x[i])
+            v[i] = -(g[i] + wi * shift[k]) * p if free else 0.0
+        return
+    one, two, three = min(1, K - 1), min(2, K - 1), min(3, K - 1)
+    a0, a1, a2, a3 = t[0], t[one], t[two], t[three]
+    b0, b1, b2, b3 = shift[0], shift[one], shift[two], shift[three]
     for i in range(first, last):
-        k = cell[i]
-        wi, p = at(w, i), at(inverse, i)
-        free = at_bound(q[i], p, wi, at(lb, i), at(ub, i), t[k], x[i]) == 0
-        v[i] = -(g[i] + wi * tilt[k]) * p if free else 0.0
+        k, wi, p = cell[i], at(w, i), at(inverse, i)
+        tilt, move = pick(k, a0, a1, a2, a3), pick(k, b0, b1, b2, b3)
+        free = is_free(q[i], p, wi, at(lb, i), at(ub, i), tilt, x[i])
+        v[i] = -(g[i] + wi * move) * p if free else 0.0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -574,8 +750,10 @@ def two_sum_into(hi, lo, change):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def advance(C, l, u, low, high, H, s, h, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
+def advance(C, l, u, low, high, H, s, h, size, rounding, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
     """Given the pass at the trial tilt, take it or shorten the step; then set the next trial.
+
+    ``rounding`` is the relative error to expect of a sum over the samples.
 
     Returns CONTINUE when another pass at T[2] + T[3] is wanted; otherwise the solution is Y[0] with
     tilt T[0] + T[1].
@@ -680,7 +858,7 @@ def advance(C, l, u, low, high, H, s, h, size, numbers, counts, Y, T, dt):  # ty
             scale = max(scale, abs(u[r]))
         if math.isfinite(l[r]):
             scale = max(scale, abs(l[r]))
-        floor[r] = max(4.0 * EPS * scale, TINY)
+        floor[r] = max(rounding * scale, TINY)
         if off > floor[r]:
             worst = max(worst, off / floor[r])
     if worst == 0.0:
@@ -730,12 +908,23 @@ def advance(C, l, u, low, high, H, s, h, size, numbers, counts, Y, T, dt):  # ty
 
 
 @compiled()
-def iterate(C, l, u, low, high, H, q, inverse, w, lb, ub, start, s, h, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
+def sum_rounding(n):  # type: ignore[no-untyped-def]
+    """Relative error to expect of a sum of n terms in a few interleaved chains (a random walk)."""
+    return EPS * (4.0 + 0.1 * math.sqrt(n))
+
+
+@compiled()
+def iterate(C, l, u, low, high, H, q, inverse, w, lb, ub, cell, start, pair, s, h, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
     """The whole iteration in one thread."""
     n = q.shape[0]
     while True:
-        evaluate(q, inverse, w, lb, ub, start, T[2], T[3], 0, n, False, s, h, size)
-        status = advance(C, l, u, low, high, H, s, h, size, numbers, counts, Y, T, dt)
+        if pair:
+            pair_evaluate(q, inverse, w, lb, ub, cell, T[2], T[3], 0, n, False, s, h, size)
+        else:
+            evaluate(q, inverse, w, lb, ub, start, T[2], T[3], 0, n, False, s, h, size)
+        status = advance(
+            C, l, u, low, high, H, s, h, size, sum_rounding(n), numbers, counts, Y, T, dt
+        )
         if status != CONTINUE:
             return status
 
@@ -757,8 +946,10 @@ def excess(C, l, u, s, size):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def solve(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, first, last, x, y, tilt, status, counts_out, worst):  # type: ignore[no-untyped-def]
+def solve(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, precision, first, last, x, y, tilt, status, passes, worst):  # type: ignore[no-untyped-def]
     """Solve the problems first <= b < last of a batch, one after the other, in one thread.
+
+    Returns how many of them have no solution to the precision asked for.
 
     ``inverse`` (1/P), ``w``, ``lb`` and ``ub`` are four numbers or four arrays (B, n). With
     ``grouped`` the samples are in cell order already, one per cell (dense rows).
@@ -768,23 +959,29 @@ def solve(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, first, last, x,
     start = np.zeros(K + 1, np.int64)
     low, high, H = np.empty(K), np.empty(K), np.empty(K)
     s, h, size = np.empty(K), np.empty(K), np.empty(K)
+    failures = 0
     for b in range(first, last):
         qb, pb, wb, lo, up = q[b], item(inverse, b), item(w, b), item(lb, b), item(ub, b)
+        pair = K <= 2 and not grouped
+        if pair or grouped:
+            qs, ps, ws, los, ups = qb, pb, wb, lo, up
         if grouped:
             for k in range(K + 1):
                 start[k] = k
-            qs, ps, ws, los, ups = qb, pb, wb, lo, up
-        else:
+        elif not pair:
             count(cell[b], 0, n, start[1:])
             for k in range(K):
                 start[k + 1] += start[k]
             qs = in_order(qb, cell[b], start)
             ps, ws = in_order(pb, cell[b], start), in_order(wb, cell[b], start)
             los, ups = in_order(lo, cell[b], start), in_order(up, cell[b], start)
-        cell_limits(ps, ws, los, ups, start, 0, n, H, low, high)
+        if pair:
+            pair_limits(ps, ws, los, ups, cell[b], 0, n, H, low, high)
+        else:
+            cell_limits(ps, ws, los, ups, start, 0, n, H, low, high)
         numbers, counts, Y, T, dt = new_state(m, K)
         status[b] = iterate(
-            C[b], l[b], u[b], low, high, H, qs, ps, ws, los, ups, start, s, h, size,
+            C[b], l[b], u[b], low, high, H, qs, ps, ws, los, ups, cell[b], start, pair, s, h, size,
             numbers, counts, Y, T, dt,
         )  # fmt: skip
         if status[b] == INFEASIBLE:
@@ -793,8 +990,48 @@ def solve(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, first, last, x,
             y[b] = Y[0]
         for k in range(K):
             tilt[b, k] = T[0, k] + T[1, k]
-        counts_out[b] = counts[EVALUATIONS]
+        passes[b] = counts[EVALUATIONS]
         write(qb, pb, wb, lo, up, cell[b], T[0], T[1], 0, n, x[b])
-        if single:
+        if single and pair:
+            pair_evaluate(qs, ps, ws, los, ups, cell[b], T[0], T[1], 0, n, True, s, h, size)
+        elif single:
             evaluate(qs, ps, ws, los, ups, start, T[0], T[1], 0, n, True, s, h, size)
         worst[b] = excess(C[b], l[b], u[b], s, size)
+        if status[b] != CONVERGED or not worst[b] <= precision:
+            failures += 1
+    return failures
+
+
+@compiled()
+def adjoint(C, l, u, y, q, inverse, w, lb, ub, cell, tilt, x, g, first, last, v, nu):  # type: ignore[no-untyped-def]
+    """v and nu of fairopt.kkt for problems with at most one active row; False if one has more.
+
+    The least-squares problem for nu is then one division.
+    """
+    m, K = C.shape[1], C.shape[2]
+    n = q.shape[1]
+    s, h, shift = np.empty(K), np.empty(K), np.empty(K)
+    for b in range(first, last):
+        active = 0
+        row = 0
+        for r in range(m):
+            nu[b, r] = 0.0
+            if y[b, r] != 0.0 or l[b, r] == u[b, r]:
+                active += 1
+                row = r
+        if active > 1:
+            return False
+        qb, pb, wb, lo, up = q[b], item(inverse, b), item(w, b), item(lb, b), item(ub, b)
+        shift[:] = 0.0
+        if active == 1:
+            adjoint_sums(qb, pb, wb, lo, up, cell[b], tilt[b], x[b], g[b], 0, n, s, h)
+            above = below = 0.0
+            for k in range(K):
+                above += C[b, row, k] * s[k]
+                below += C[b, row, k] * C[b, row, k] * h[k]
+            if below > 0.0:
+                nu[b, row] = -above / below
+                for k in range(K):
+                    shift[k] = C[b, row, k] * nu[b, row]
+        adjoint_write(qb, pb, wb, lo, up, cell[b], tilt[b], x[b], g[b], shift, 0, n, v[b])
+    return True

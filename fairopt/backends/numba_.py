@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -27,11 +27,12 @@ from fairopt.solution import Solution, Status
 __all__ = ["Numba"]
 
 Array = NDArray[Any]
+Result = TypeVar("Result")
 
 # Below this many samples a second thread costs more than it brings.
 PARALLEL_FROM = 40_000
 
-PRECISION = {np.dtype(np.float64): 1e-12, np.dtype(np.float32): 1e-6}
+PRECISION = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
 class Numba(Backend):
@@ -69,19 +70,24 @@ class Numba(Backend):
         x = np.empty((batch, n), data.q.dtype)
         y, tilt, worst = np.empty((batch, m)), np.empty((batch, K)), np.empty(batch)
         status, passes = np.empty(batch, np.int64), np.empty(batch, np.int64)
+        precision = PRECISION[problem.q.dtype]
         workers = self.workers(batch, n)
         if workers > 1 and batch == 1 and not data.grouped:
             status[0], passes[0], worst[0] = solve_parallel(data, workers, x[0], y[0], tilt[0])
+            failures = int(status[0] != kernels.CONVERGED or not worst[0] <= precision)
         else:
 
-            def some(first: int, last: int) -> None:
-                kernels.solve(
+            def some(first: int, last: int) -> int:
+                failed: int = kernels.solve(
                     data.C, data.l, data.u, data.q, *data.scalars_or_arrays, data.cell,
-                    data.grouped, data.single, first, last, x, y, tilt, status, passes, worst,
+                    data.grouped, data.single, precision, first, last,
+                    x, y, tilt, status, passes, worst,
                 )  # fmt: skip
+                return failed
 
-            in_parallel(some, batch, workers)
-        raise_failures(problem, status, worst, y, PRECISION[np.dtype(data.out)])
+            failures = sum(in_parallel(some, batch, workers))
+        if failures:
+            raise_failure(problem, status, worst, y, precision)
         answer = torch.from_numpy(x)
         return Solution(
             problem=problem,
@@ -91,49 +97,51 @@ class Numba(Backend):
             backend=self.name,
             iterations=tuple(passes.tolist()),
             seconds=time.perf_counter() - begun,
-            context=torch.from_numpy(tilt),
+            context=(data, y, tilt),
         )
 
     def vjp(self, problem: QP, solution: Solution, grad_x: Tensor) -> Adjoint:
         """Two passes over the samples and the shared least-squares problem in the cells."""
         if not isinstance(problem.rows, CellRows):
             return super().vjp(problem, solution, grad_x)
-        data = Data(problem)
+        data, y, tilt = solution.context
         batch, _, n = problem.shape
-        K = data.C.shape[2]
-        tilt = solution.context.numpy()
         x, g = as_numpy(solution.x, data.q.dtype), as_numpy(grad_x, data.q.dtype)
+        v, nu = np.empty_like(x), np.empty_like(y)
         workers = self.workers(batch, n)
-        bounds = [n * i // workers for i in range(workers + 1)]
-        sums = np.empty((2, workers, batch, K))
+        if workers == 1 and kernels.adjoint(
+            data.C, data.l, data.u, y, data.q, *data.scalars_or_arrays, data.cell, tilt, x, g,
+            0, batch, v, nu,
+        ):  # fmt: skip
+            return Adjoint(torch.from_numpy(v), torch.from_numpy(nu))
 
-        def accumulate(first: int, last: int) -> None:
-            for c in range(first, last):
-                for b in range(batch):
-                    kernels.adjoint_sums(
-                        data.q[b], *data.of(b), data.cell[b], tilt[b], x[b], g[b],
-                        bounds[c], bounds[c + 1], sums[0, c, b], sums[1, c, b],
-                    )  # fmt: skip
+        cut = [n * i // workers for i in range(workers + 1)]
+        sums = np.empty((2, workers, batch, data.C.shape[2]))
 
-        in_parallel(accumulate, workers, workers)
+        def accumulate(c: int) -> None:
+            for b in range(batch):
+                kernels.adjoint_sums(
+                    data.q[b], *data.of(b), data.cell[b], tilt[b], x[b], g[b],
+                    cut[c], cut[c + 1], sums[0, c, b], sums[1, c, b],
+                )  # fmt: skip
+
+        each(workers, accumulate)
         s, h = torch.from_numpy(sums.sum(1))
-        active = (solution.row_dual != 0) | (problem.l == problem.u)
+        active = torch.from_numpy((y != 0) | (data.l == data.u))
         coefficient = torch.from_numpy(data.C)
         N, c = cell_factor(coefficient, h, s)
-        nu = least_norm(N * active.unsqueeze(-1), c)
-        shift = (nu.unsqueeze(-2) @ coefficient).squeeze(-2).numpy()
-        v = np.empty_like(x)
+        least = least_norm(N * active.unsqueeze(-1), c)
+        shift = (least.unsqueeze(-2) @ coefficient).squeeze(-2).numpy()
 
-        def spread(first: int, last: int) -> None:
-            for c in range(first, last):
-                for b in range(batch):
-                    kernels.adjoint_write(
-                        data.q[b], *data.of(b), data.cell[b], tilt[b], x[b], g[b], shift[b],
-                        bounds[c], bounds[c + 1], v[b],
-                    )  # fmt: skip
+        def spread(c: int) -> None:
+            for b in range(batch):
+                kernels.adjoint_write(
+                    data.q[b], *data.of(b), data.cell[b], tilt[b], x[b], g[b], shift[b],
+                    cut[c], cut[c + 1], v[b],
+                )  # fmt: skip
 
-        in_parallel(spread, workers, workers)
-        return Adjoint(torch.from_numpy(v), nu)
+        each(workers, spread)
+        return Adjoint(torch.from_numpy(v), least)
 
 
 class Data:
@@ -148,21 +156,21 @@ class Data:
         if isinstance(rows, CellRows):
             self.grouped = False
             self.C = as_numpy(rows.coefficient, np.float64)
-            self.cell = np.ascontiguousarray(rows.cell.numpy())
+            self.cell = as_numpy(rows.cell, rows.cell.numpy().dtype)
             weight = rows.weight
         else:
             self.grouped = True
             self.C = as_numpy(rows.to_dense().matrix, np.float64)
             self.cell = np.broadcast_to(np.arange(n), (batch, n)).copy()
             weight = P.new_ones(()).expand(batch, n)
-        self.out = as_numpy(problem.q[:0], None).dtype
-        self.single = self.out == np.float32
+        self.single = problem.q.dtype == torch.float32
         tensors = (P, weight, lb, ub)
         if all(is_uniform(t) for t in tensors):
-            quadratic, w, lower, upper = (float(t[0, 0]) for t in tensors)
+            quadratic, w, lower, upper = (float(t.numpy()[0, 0]) for t in tensors)
             positive = quadratic > 0
             # 1/P must not round in float32 sums; a float32 q is widened unless P is one.
-            self.q = as_numpy(problem.q, None if quadratic == 1 else np.float64)
+            exact = quadratic == 1 and self.single
+            self.q = as_numpy(problem.q, np.float32 if exact else np.float64)
             self.scalars_or_arrays: tuple[Any, ...] = (
                 1 / quadratic if positive else 0.0, w, lower, upper,
             )  # fmt: skip
@@ -184,7 +192,10 @@ class Data:
 
 def as_numpy(tensor: Tensor, dtype: Any) -> Array:
     """Contiguous NumPy array, in place where the tensor already is one of that dtype."""
-    return np.ascontiguousarray(tensor.detach().resolve_neg().numpy(), dtype)
+    array: Array = tensor.detach().numpy()
+    if array.dtype == dtype and array.flags.c_contiguous:
+        return array
+    return np.ascontiguousarray(array, dtype)
 
 
 def solve_parallel(
@@ -195,48 +206,63 @@ def solve_parallel(
     inverse, w, lb, ub = data.of(0)
     n, (m, K) = len(q), C.shape
     cut = [n * i // workers for i in range(workers + 1)]
-    tables = np.empty((workers, K), np.int64)
-    each(workers, lambda c: kernels.count(cell, cut[c], cut[c + 1], tables[c]))
-    start = np.zeros(K + 1, np.int64)
-    np.cumsum(tables.sum(0), out=start[1:])
-    position = start[:-1] + np.cumsum(tables, 0) - tables
-
-    def in_order(a: Any) -> Any:
-        if not isinstance(a, np.ndarray):
-            return a
-        out = np.empty_like(a)
+    parts = np.empty((3, workers, K))
+    pair = K <= 2
+    if pair:
+        qs, ps, ws, los, ups = q, inverse, w, lb, ub
+        place = cell
         each(
             workers,
-            lambda c: kernels.scatter(a, cell, cut[c], cut[c + 1], position[c].copy(), out),
+            lambda c: kernels.pair_limits(
+                ps, ws, los, ups, cell, cut[c], cut[c + 1], parts[0, c], parts[1, c], parts[2, c]
+            ),
         )
-        return out
+    else:
+        tables = np.empty((workers, K), np.int64)
+        each(workers, lambda c: kernels.count(cell, cut[c], cut[c + 1], tables[c]))
+        place = np.zeros(K + 1, np.int64)
+        np.cumsum(tables.sum(0), out=place[1:])
+        position = place[:-1] + np.cumsum(tables, 0) - tables
 
-    qs, ps, ws, los, ups = (in_order(a) for a in (q, inverse, w, lb, ub))
-    parts = np.empty((3, workers, K))
-    each(
-        workers,
-        lambda c: kernels.cell_limits(
-            ps, ws, los, ups, start, cut[c], cut[c + 1], parts[0, c], parts[1, c], parts[2, c]
-        ),
-    )
+        def in_order(a: Any) -> Any:
+            if not isinstance(a, np.ndarray):
+                return a
+            out = np.empty_like(a)
+            each(
+                workers,
+                lambda c: kernels.scatter(a, cell, cut[c], cut[c + 1], position[c].copy(), out),
+            )
+            return out
+
+        qs, ps, ws, los, ups = (in_order(a) for a in (q, inverse, w, lb, ub))
+        each(
+            workers,
+            lambda c: kernels.cell_limits(
+                ps, ws, los, ups, place, cut[c], cut[c + 1], parts[0, c], parts[1, c], parts[2, c]
+            ),
+        )
     H, low, high = parts.sum(1)
     numbers, counts, Y, T, dt = kernels.new_state(m, K)
+    one_pass = kernels.pair_evaluate if pair else kernels.evaluate
 
     def evaluate(hi: Array, lo: Array, single: bool) -> Array:
         each(
             workers,
-            lambda c: kernels.evaluate(
-                qs, ps, ws, los, ups, start, hi, lo, cut[c], cut[c + 1], single,
+            lambda c: one_pass(
+                qs, ps, ws, los, ups, place, hi, lo, cut[c], cut[c + 1], single,
                 parts[0, c], parts[1, c], parts[2, c],
             ),
         )  # fmt: skip
         total: Array = parts.sum(1)
         return total
 
+    rounding = kernels.sum_rounding(n)
     status = kernels.CONTINUE
     while status == kernels.CONTINUE:
         s, h, size = evaluate(T[2], T[3], False)
-        status = kernels.advance(C, l, u, low, high, H, s, h, size, numbers, counts, Y, T, dt)
+        status = kernels.advance(
+            C, l, u, low, high, H, s, h, size, rounding, numbers, counts, Y, T, dt
+        )
     y[:] = Y[2] if status == kernels.INFEASIBLE else Y[0]
     tilt[:] = T[0] + T[1]
     each(
@@ -248,13 +274,11 @@ def solve_parallel(
     return status, int(counts[kernels.EVALUATIONS]), kernels.excess(C, l, u, s, size)
 
 
-def raise_failures(
+def raise_failure(
     problem: QP, status: Array, worst: Array, y: Array, precision: float
-) -> None:
-    """Our errors for the first problem of the batch that has no acceptable solution."""
+) -> NoReturn:
+    """Our error for the first problem of the batch that has no acceptable solution."""
     good = (status == kernels.CONVERGED) & (worst <= precision)
-    if good.all():
-        return
     index = int(np.flatnonzero(~good)[0])
     if status[index] == kernels.INFEASIBLE:
         share = np.abs(y[index])
@@ -290,20 +314,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=forget_pool)
 
 
-def in_parallel(work: Callable[[int, int], None], size: int, workers: int) -> None:
-    """Call ``work(first, last)`` on ranges that cover 0..size-1; the caller takes the first."""
+def in_parallel(work: Callable[[int, int], Result], size: int, workers: int) -> list[Result]:
+    """``work(first, last)`` on ranges that cover 0..size-1; the caller takes the first."""
     global pool
     if workers <= 1 or size <= 1:
-        work(0, size)
-        return
+        return [work(0, size)]
     workers = min(workers, size)
     cut = [size * i // workers for i in range(workers + 1)]
     if pool is None:
         pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="fairopt")
     others = [pool.submit(work, cut[c], cut[c + 1]) for c in range(1, workers)]
-    work(cut[0], cut[1])
-    for other in others:
-        other.result()
+    return [work(cut[0], cut[1]), *(other.result() for other in others)]
 
 
 def each(workers: int, work: Callable[[int], None]) -> None:
