@@ -118,6 +118,22 @@ def _item(a, b):  # type: ignore[no-untyped-def]
     return lambda a, b: a
 
 
+def part(a, first, last):  # type: ignore[no-untyped-def]
+    """a[first:last], or the value that all share.
+
+    Every pass slices first and then counts from zero: an index that Numba cannot prove to be
+    non-negative gets a test for wrapping around, and the loop no longer vectorises.
+    """
+    return a[first:last] if isinstance(a, np.ndarray) else a
+
+
+@overload(part, inline="always")
+def _part(a, first, last):  # type: ignore[no-untyped-def]
+    if isinstance(a, types.Array):
+        return lambda a, first, last: a[first:last]
+    return lambda a, first, last: a
+
+
 def in_order(a, cell, start):  # type: ignore[no-untyped-def]
     """The elements of an array sorted by cell (stable), or the value that all share."""
     raise NotImplementedError
@@ -153,14 +169,9 @@ def count(cell, first, last, counts):  # type: ignore[no-untyped-def]
     """Number of samples per cell in first <= i < last; four tables hide the store latency."""
     cells = counts.shape[0]
     table = np.zeros((4, cells), np.int64)
-    stop = first + (last - first) // 4 * 4
-    for i in range(first, stop, 4):
-        table[0, cell[i]] += 1
-        table[1, cell[i + 1]] += 1
-        table[2, cell[i + 2]] += 1
-        table[3, cell[i + 3]] += 1
-    for i in range(stop, last):
-        table[0, cell[i]] += 1
+    here = cell[first:last]
+    for i in range(here.shape[0]):
+        table[i & 3, here[i]] += 1
     for k in range(cells):
         counts[k] = table[0, k] + table[1, k] + table[2, k] + table[3, k]
 
@@ -168,9 +179,10 @@ def count(cell, first, last, counts):  # type: ignore[no-untyped-def]
 @compiled()
 def scatter(values, cell, first, last, position, out):  # type: ignore[no-untyped-def]
     """Copy values[first:last] to the places of their cells; position[k] is the next free one."""
-    for i in range(first, last):
-        k = cell[i]
-        out[position[k]] = values[i]
+    here, theirs = values[first:last], cell[first:last]
+    for i in range(here.shape[0]):
+        k = theirs[i]
+        out[position[k]] = here[i]
         position[k] += 1
 
 
@@ -195,28 +207,29 @@ def _limits(inverse, w, lb, ub, a, b):  # type: ignore[no-untyped-def]
         def each(inverse, w, lb, ub, a, b):  # type: ignore[no-untyped-def]
             H = low = high = 0.0
             for i in range(a, b):
-                wi = w[i]
-                if lb[i] < ub[i]:
-                    H += wi * wi * inverse[i]
-                # A weight of zero times an infinite bound must not become NaN.
-                if wi > 0.0:
-                    low += wi * lb[i]
-                    high += wi * ub[i]
-                elif wi < 0.0:
-                    low += wi * ub[i]
-                    high += wi * lb[i]
+                one = one_limit(inverse[i], w[i], lb[i], ub[i])
+                H += one[0]
+                low += one[1]
+                high += one[2]
             return H, low, high
 
         return each
 
     def alike(inverse, w, lb, ub, a, b):  # type: ignore[no-untyped-def]
         n = b - a
-        if n == 0 or w == 0.0:
-            return 0.0, 0.0, 0.0
-        H = n * w * w * inverse if lb < ub else 0.0
-        return H, n * min(w * lb, w * ub), n * max(w * lb, w * ub)
+        H, low, high = one_limit(inverse, w, lb, ub)
+        return (n * H, n * low, n * high) if n else (0.0, 0.0, 0.0)
 
     return alike
+
+
+@compiled()
+def one_limit(inverse, w, lb, ub):  # type: ignore[no-untyped-def]
+    """What one sample adds; a weight of zero times an infinite bound is zero, not NaN."""
+    H = w * w * inverse if lb < ub else 0.0
+    if w == 0.0:
+        return H, 0.0, 0.0
+    return H, min(w * lb, w * ub), max(w * lb, w * ub)
 
 
 @compiled(fastmath={"reassoc", "nsz"})
@@ -229,66 +242,33 @@ def evaluate(q, inverse, w, lb, ub, start, t_hi, t_lo, first, last, single, s, h
     for k in range(s.shape[0]):
         a = max(start[k], first)
         b = max(a, min(start[k + 1], last))
+        q_, p_, w_ = q[a:b], part(inverse, a, b), part(w, a, b)
+        lb_, ub_ = part(lb, a, b), part(ub, a, b)
         if single:
-            s[k], size[k] = rounded_sums(q, inverse, w, lb, ub, a, b, t_hi[k], t_lo[k])
+            s[k], size[k] = rounded_sums(q_, p_, w_, lb_, ub_, t_hi[k], t_lo[k])
         else:
-            s[k], h[k], size[k] = sums(q, inverse, w, lb, ub, a, b, t_hi[k], t_lo[k])
-
-
-def sums(q, inverse, w, lb, ub, a, b, t_hi, t_lo):  # type: ignore[no-untyped-def]
-    """Sum of w x, curvature and sum of |w x| over the samples a <= i < b of one cell."""
-    raise NotImplementedError
-
-
-@overload(sums, jit_options={"fastmath": {"reassoc", "nsz"}})
-def _sums(q, inverse, w, lb, ub, a, b, t_hi, t_lo):  # type: ignore[no-untyped-def]
-    if isinstance(w, types.Array):
-
-        def each(q, inverse, w, lb, ub, a, b, t_hi, t_lo):  # type: ignore[no-untyped-def]
-            total = curvature = magnitude = 0.0
-            for i in range(a, b):
-                wi, p, lower, upper = w[i], inverse[i], lb[i], ub[i]
-                v = unclipped(q[i], p, wi, t_hi, t_lo)
-                x = min(max(v, lower), upper)
-                total += wi * x
-                magnitude += abs(wi * x)
-                curvature += wi * wi * p if (v == x) & (lower < upper) else 0.0
-            return total, curvature, magnitude
-
-        return each
-
-    def alike(q, inverse, w, lb, ub, a, b, t_hi, t_lo):  # type: ignore[no-untyped-def]
-        # Two halves at a time: one chain of additions would wait for itself.
-        total = magnitude = free = 0.0
-        total2 = magnitude2 = free2 = 0.0
-        half = (b - a) // 2
-        for i in range(a, a + half):
-            v = unclipped(q[i], inverse, w, t_hi, t_lo)
-            v2 = unclipped(q[i + half], inverse, w, t_hi, t_lo)
-            x, x2 = min(max(v, lb), ub), min(max(v2, lb), ub)
-            total += x
-            total2 += x2
-            magnitude += abs(x)
-            magnitude2 += abs(x2)
-            free += 1.0 if v == x else 0.0
-            free2 += 1.0 if v2 == x2 else 0.0
-        for i in range(a + 2 * half, b):
-            v = unclipped(q[i], inverse, w, t_hi, t_lo)
-            x = min(max(v, lb), ub)
-            total += x
-            magnitude += abs(x)
-            free += 1.0 if v == x else 0.0
-        free = w * w * inverse * (free + free2) if lb < ub else 0.0
-        return w * (total + total2), free, abs(w) * (magnitude + magnitude2)
-
-    return alike
+            s[k], h[k], size[k] = sums(q_, p_, w_, lb_, ub_, t_hi[k], t_lo[k])
 
 
 @compiled(fastmath={"reassoc", "nsz"})
-def rounded_sums(q, inverse, w, lb, ub, a, b, t_hi, t_lo):  # type: ignore[no-untyped-def]
+def sums(q, inverse, w, lb, ub, t_hi, t_lo):  # type: ignore[no-untyped-def]
+    """Sum of w x, curvature and sum of |w x| over the samples of one cell."""
+    total = curvature = magnitude = 0.0
+    for i in range(q.shape[0]):
+        wi, p, lower, upper = at(w, i), at(inverse, i), at(lb, i), at(ub, i)
+        v = unclipped(q[i], p, wi, t_hi, t_lo)
+        x = min(max(v, lower), upper)
+        total += wi * x
+        magnitude += abs(wi * x)
+        curvature += wi * wi * p if (v == x) & (lower < upper) else 0.0
+    return total, curvature, magnitude
+
+
+@compiled(fastmath={"reassoc", "nsz"})
+def rounded_sums(q, inverse, w, lb, ub, t_hi, t_lo):  # type: ignore[no-untyped-def]
     """Sum of w x and of |w x| with x rounded to float32."""
     total = magnitude = 0.0
-    for i in range(a, b):
+    for i in range(q.shape[0]):
         wi = at(w, i)
         v = unclipped(q[i], at(inverse, i), wi, t_hi, t_lo)
         x = np.float64(np.float32(min(max(v, at(lb, i)), at(ub, i))))
@@ -304,18 +284,21 @@ def rounded_sums(q, inverse, w, lb, ub, a, b, t_hi, t_lo):  # type: ignore[no-un
 @compiled()
 def pair_limits(inverse, w, lb, ub, cell, first, last, H, low, high):  # type: ignore[no-untyped-def]
     """``cell_limits`` for at most two cells, samples in any order."""
+    cell = cell[first:last]
+    inverse, w = part(inverse, first, last), part(w, first, last)
+    lb, ub = part(lb, first, last), part(ub, first, last)
     K = H.shape[0]
     for k in range(K):
         H[k] = low[k] = high[k] = 0.0
     if isinstance(w, float):
         ones = 0
-        for i in range(first, last):
+        for i in range(cell.shape[0]):
             ones += cell[i] != 0
         for k in range(K):
             number = ones if k == 1 else last - first - ones
             H[k], low[k], high[k] = limits(inverse, w, lb, ub, 0, number)
     else:
-        for i in range(first, last):
+        for i in range(cell.shape[0]):
             a, b, c = limits(inverse, w, lb, ub, i, i + 1)
             k = cell[i]
             H[k] += a
@@ -326,11 +309,14 @@ def pair_limits(inverse, w, lb, ub, cell, first, last, H, low, high):  # type: i
 @compiled(fastmath={"reassoc", "nsz"})
 def pair_evaluate(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, single, s, h, size):  # type: ignore[no-untyped-def]
     """``evaluate`` for at most two cells, samples in any order."""
+    q, cell = q[first:last], cell[first:last]
+    inverse, w = part(inverse, first, last), part(w, first, last)
+    lb, ub = part(lb, first, last), part(ub, first, last)
     end = s.shape[0] - 1
     hi0, hi1, lo0, lo1 = t_hi[0], t_hi[end], t_lo[0], t_lo[end]
     s0 = s1 = h0 = h1 = size0 = size1 = 0.0
     if single:
-        for i in range(first, last):
+        for i in range(cell.shape[0]):
             wi, zero = at(w, i), cell[i] == 0
             v = unclipped(
                 q[i], at(inverse, i), wi, hi0 if zero else hi1, lo0 if zero else lo1
@@ -342,7 +328,7 @@ def pair_evaluate(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, single, 
             size0 += abs(wx) if zero else 0.0
             size1 += 0.0 if zero else abs(wx)
     else:
-        for i in range(first, last):
+        for i in range(cell.shape[0]):
             wi, p, zero, lower, upper = at(w, i), at(inverse, i), cell[i] == 0, at(lb, i), at(ub, i)
             v = unclipped(q[i], p, wi, hi0 if zero else hi1, lo0 if zero else lo1)
             x = min(max(v, lower), upper)
@@ -370,9 +356,12 @@ def pick(k, a, b, c, d):  # type: ignore[no-untyped-def]
 @compiled()
 def write(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, x):  # type: ignore[no-untyped-def]
     """The solution in the order of the samples."""
+    q, cell, x = q[first:last], cell[first:last], x[first:last]
+    inverse, w = part(inverse, first, last), part(w, first, last)
+    lb, ub = part(lb, first, last), part(ub, first, last)
     K = t_hi.shape[0]
     if K > FEW:
-        for i in range(first, last):
+        for i in range(cell.shape[0]):
             k = cell[i]
             v = unclipped(q[i], at(inverse, i), at(w, i), t_hi[k], t_lo[k])
             x[i] = min(max(v, at(lb, i)), at(ub, i))
@@ -380,7 +369,7 @@ def write(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, x):  # type: ign
     one, two, three = min(1, K - 1), min(2, K - 1), min(3, K - 1)
     a0, a1, a2, a3 = t_hi[0], t_hi[one], t_hi[two], t_hi[three]
     b0, b1, b2, b3 = t_lo[0], t_lo[one], t_lo[two], t_lo[three]
-    for i in range(first, last):
+    for i in range(cell.shape[0]):
         k = cell[i]
         hi, lo = pick(k, a0, a1, a2, a3), pick(k, b0, b1, b2, b3)
         v = unclipped(q[i], at(inverse, i), at(w, i), hi, lo)
@@ -401,10 +390,13 @@ def is_free(q, inverse, w, lb, ub, t, x):  # type: ignore[no-untyped-def]
 @compiled(fastmath={"reassoc", "nsz"})
 def adjoint_sums(q, inverse, w, lb, ub, cell, t, x, g, first, last, s, h):  # type: ignore[no-untyped-def]
     """Per cell, over the free samples: s = sum of w g / P and h = sum of w^2 / P."""
+    q, cell, x, g = q[first:last], cell[first:last], x[first:last], g[first:last]
+    inverse, w = part(inverse, first, last), part(w, first, last)
+    lb, ub = part(lb, first, last), part(ub, first, last)
     K = s.shape[0]
     if K > 2:
         table = np.zeros((4, K, 2))
-        for i in range(first, last):
+        for i in range(cell.shape[0]):
             k, wi, p = cell[i], at(w, i), at(inverse, i)
             free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t[k], x[i])
             step = wi * p if free else 0.0
@@ -416,7 +408,7 @@ def adjoint_sums(q, inverse, w, lb, ub, cell, t, x, g, first, last, s, h):  # ty
         return
     t0, t1 = t[0], t[K - 1]
     s0 = s1 = h0 = h1 = 0.0
-    for i in range(first, last):
+    for i in range(cell.shape[0]):
         wi, p, zero = at(w, i), at(inverse, i), cell[i] == 0
         free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t0 if zero else t1, x[i])
         step = wi * p if free else 0.0
@@ -435,9 +427,12 @@ def adjoint_write(  # type: ignore[no-untyped-def]
     q, inverse, w, lb, ub, cell, t, x, g, shift, first, last, v
 ):
     """v = -(g + w shift) / P on the free samples, 0 on the others."""
+    q, cell, x, g, v = q[first:last], cell[first:last], x[first:last], g[first:last], v[first:last]
+    inverse, w = part(inverse, first, last), part(w, first, last)
+    lb, ub = part(lb, first, last), part(ub, first, last)
     K = t.shape[0]
     if K > FEW:
-        for i in range(first, last):
+        for i in range(cell.shape[0]):
             k, wi, p = cell[i], at(w, i), at(inverse, i)
             free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t[k], x[i])
             v[i] = -(g[i] + wi * shift[k]) * p if free else 0.0
@@ -445,7 +440,7 @@ def adjoint_write(  # type: ignore[no-untyped-def]
     one, two, three = min(1, K - 1), min(2, K - 1), min(3, K - 1)
     a0, a1, a2, a3 = t[0], t[one], t[two], t[three]
     b0, b1, b2, b3 = shift[0], shift[one], shift[two], shift[three]
-    for i in range(first, last):
+    for i in range(cell.shape[0]):
         k, wi, p = cell[i], at(w, i), at(inverse, i)
         tilt, move = pick(k, a0, a1, a2, a3), pick(k, b0, b1, b2, b3)
         free = is_free(q[i], p, wi, at(lb, i), at(ub, i), tilt, x[i])
