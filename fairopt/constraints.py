@@ -80,11 +80,14 @@ class Constraint:
             raise ProblemError(
                 f"{name}: tolerance: expected a number, got {type(self.tolerance).__name__}"
             )
-        value = float(self.tolerance)
-        if math.isnan(value) or value < 0:
+        self.check_tolerance()
+        names = self.on if isinstance(self.on, tuple) else (self.on,)
+        if self.on is not None and (
+            not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names)
+        ):
             raise ProblemError(
-                f"{name}: tolerance: expected a number of at least 0, got {value}; it bounds an "
-                "absolute difference"
+                f"{name}: on: expected the name of an attribute, a tuple of different names, or None "
+                f"for each attribute, got {self.on!r}"
             )
         if self.compare not in ("pairwise", "overall", "reference"):
             raise ProblemError(
@@ -96,6 +99,22 @@ class Constraint:
                 f"{name}: reference: give the code of the reference group with "
                 f"compare='reference', and only then; got compare={self.compare!r}, "
                 f"reference={self.reference!r}"
+            )
+        codes = self.reference if isinstance(self.reference, tuple) else (self.reference,)
+        if self.reference is not None and not all(isinstance(code, int) for code in codes):
+            raise ProblemError(
+                f"{name}: reference: expected the integer code of a group, or a tuple of codes for "
+                f"an intersection, got {self.reference!r}"
+            )
+
+    def check_tolerance(self) -> None:
+        """Raise unless the tolerance is a number of at least 0; a tensor's value may change."""
+        tolerance = self.tolerance
+        value = float(tolerance.detach() if isinstance(tolerance, Tensor) else tolerance)
+        if math.isnan(value) or value < 0:
+            raise ProblemError(
+                f"{type(self).__name__}: tolerance: expected a number of at least 0, got {value}; "
+                "it bounds an absolute difference; clamp one that is trained"
             )
 
     @property
@@ -191,7 +210,8 @@ class Comparison:
     Attributes:
         sets: ``(3 m, K)``, float64, 0 or 1: the cells on the left of each row, those on the right,
             and those on the right only.
-        left_only, right_only, both: ``(m, K)``, the parts of left and right.
+        signed: ``(2, m, K)``, the cells on the left only, and minus those on the right only.
+        both: ``(m, K)``, the cells on both sides.
         nested: whether any left is part of its right ("overall").
         names: m readable names.
         owner: int64 ``(m,)``, the constraint that each row comes from.
@@ -200,8 +220,7 @@ class Comparison:
     """
 
     sets: Tensor
-    left_only: Tensor
-    right_only: Tensor
+    signed: Tensor
     both: Tensor
     nested: bool
     names: tuple[str, ...]
@@ -334,8 +353,7 @@ def comparison(
     both = lefts * rights
     return Comparison(
         torch.cat([lefts, rights, rights - both]).to(device),
-        (lefts - both).to(device),
-        (rights - both).to(device),
+        torch.stack([lefts - both, both - rights]).to(device),
         both.to(device),
         bool(both.any()),
         tuple(names),

@@ -21,7 +21,7 @@ from fairopt.constraints import (
     plan,
 )
 from fairopt.errors import ProblemError
-from fairopt.problem import QP, CellRows, all_finite, compact, shape_of, trusted
+from fairopt.problem import QP, CellRows, all_finite, compact, shape_of, to_batch, trusted
 
 __all__ = ["Bounds", "Groups", "formulate"]
 
@@ -89,7 +89,7 @@ def formulate(
     totals = (mass @ rows.sets.mT).view(len(mass), 3, -1)  # weights of left, right, right only
     l, u = sides(constraints, rows, flat.device)  # noqa: E741
     names, skipped = rows.names, ()
-    if bool((totals > 0).all()):
+    if not names or totals.min().item() > 0:
         coefficient = contrasts(rows, totals)
     else:
         names, skipped, coefficient, l, u = leave_out(rows, totals, l, u, missing_group)  # noqa: E741
@@ -107,18 +107,18 @@ def formulate(
     weight_rows = one(flat.dtype, flat.device) if weight is None else weight
     return trusted(
         QP,
-        P=P.expand(batch, n),
+        P=to_batch(P, batch, n),
         q=linear,
         rows=trusted(
             CellRows,
-            coefficient=coefficient.expand(batch, m, -1),
-            cell=cells.index.expand(batch, n),
-            weight=weight_rows.expand(batch, n),
+            coefficient=to_batch(coefficient, batch, m, cells.size),
+            cell=to_batch(cells.index, batch, n),
+            weight=to_batch(weight_rows, batch, n),
         ),
-        l=l.expand(batch, m),
-        u=u.expand(batch, m),
-        lb=lower.expand(batch, n),
-        ub=upper.expand(batch, n),
+        l=to_batch(l, batch, m),
+        u=to_batch(u, batch, m),
+        lb=to_batch(lower, batch, n),
+        ub=to_batch(upper, batch, n),
         row_names=names,
         skipped=skipped,
     )
@@ -409,9 +409,10 @@ class Cells:
         """Total weight, or number, of the samples in each cell: ``(batch, K)``, float64."""
         if weight is not None:
             return self.sum(weight, batch)
-        if len(self.index) == 1 and self.size == 2:  # a sum is ten times faster than a count
-            second = self.index.sum().double().reshape(1, 1)
-            return torch.cat([self.index.shape[1] - second, second], 1)
+        n = self.index.shape[1]
+        if len(self.index) == 1 and self.size == 2 and n > 50_000:
+            second = self.index.sum().item()  # ten times faster than a count
+            return torch.tensor([[n - second, second]], dtype=torch.float64).to(self.index.device)
         if len(self.index) == 1:
             return torch.bincount(self.index[0], minlength=self.size).double().unsqueeze(0)
         ones = torch.ones((), dtype=torch.float64, device=self.index.device)
@@ -461,9 +462,11 @@ def contrasts(rows: Comparison, totals: Tensor) -> Tensor:
     On cells of both ("overall") the coefficient is 1/left - 1/right, a difference that cancels when
     one group is nearly everyone; written as (right only) / (left right) it does not.
     """
-    left, right, rest = totals.unsqueeze(-1).unbind(1)
-    coefficient = rows.left_only / left - rows.right_only / right
-    return coefficient + rows.both * (rest / (left * right)) if rows.nested else coefficient
+    coefficient = (rows.signed / totals[:, :2].unsqueeze(-1)).sum(1)
+    if rows.nested:
+        left, right, rest = totals.unsqueeze(-1).unbind(1)
+        coefficient = coefficient + rows.both * (rest / (left * right))
+    return coefficient
 
 
 def leave_out(

@@ -42,10 +42,20 @@ def compact(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def without_history(tensor: Tensor) -> Tensor:
+    """The tensor, detached if it has a history."""
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
+def to_batch(tensor: Tensor, *shape: int) -> Tensor:
+    """``tensor.expand(shape)``, at no cost where it has that shape."""
+    return tensor if tensor.shape == shape else tensor.expand(shape)
+
+
 def all_finite(tensor: Tensor) -> bool:
     """Whether every element is finite: one reduction in the usual case, two passes otherwise."""
-    tensor = compact(tensor.detach())
-    if math.isfinite(tensor.sum(dtype=torch.float64).item()):
+    tensor = tensor.detach()
+    if math.isfinite(tensor.sum().item()):
         return True  # a NaN or an infinity anywhere would have made the sum one
     return bool(torch.isfinite(tensor).all())
 
@@ -124,7 +134,7 @@ class Rows(ABC):
 
     def detach(self) -> Rows:
         """The same rows without their history."""
-        return self.with_tensors(*(tensor.detach() for tensor in self.tensors))
+        return self.with_tensors(*map(without_history, self.tensors))
 
     def to(self, device: torch.device) -> Rows:
         """The same rows on another device."""
@@ -491,7 +501,7 @@ class QP:
 
     def detach(self) -> QP:
         """The same problem without its history."""
-        return self.with_tensors(*(tensor.detach() for tensor in self.tensors))
+        return self.with_tensors(*map(without_history, self.tensors))
 
     def apply_quadratic(self, x: Tensor) -> Tensor:
         """P x in float64: ``(B, n)`` to ``(B, n)``."""

@@ -61,14 +61,18 @@ def solve(
                 "torch.no_grad()"
             )
         return checked(solver, problem)
+    plain = problem.detach()
+    if not torch.is_grad_enabled():
+        return checked(solver, plain)
     tensors = problem.tensors
-    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
-        return checked(solver, problem.detach())
-    call = Call(solver, problem)
-    x = Solve.apply(call, *tensors)
-    assert call.solution is not None
-    # The backward keeps x without its history: x must not hold itself.
-    solution, call.solution = call.solution.with_x(x), call.solution.with_x(x.detach())
+    needed = tuple(tensor.requires_grad for tensor in tensors)
+    if not any(needed):
+        return checked(solver, plain)
+    call = Call(solver, plain, needed)
+    x = Solve.apply(call, *(tensor for tensor in tensors if tensor.requires_grad))
+    solution = call.solution
+    assert solution is not None
+    call.solution = solution.with_x(x.detach())  # what the backward keeps must not hold x itself
     return solution
 
 
@@ -118,39 +122,42 @@ def checked(solver: Backend, problem: Problem) -> Solution:
 
 @dataclass
 class Call:
-    """One call of ``solve``: what does not pass through autograd."""
+    """One call of ``solve``: what does not pass through autograd.
+
+    Attributes:
+        needed: for each of ``QP.tensors``, whether it requires a gradient.
+    """
 
     solver: Backend
     problem: QP
+    needed: tuple[bool, ...]
     solution: Solution | None = None
 
 
 class Solve(torch.autograd.Function):
-    """x as a function of ``QP.tensors``. Inputs are expanded to the batch beforehand, so that
-    torch itself sums the gradient of whatever was shared.
+    """x as a function of those of ``QP.tensors`` that require a gradient. They were expanded to the
+    batch beforehand, so that torch itself sums the gradient of whatever was shared.
 
     One forward with its context, not forward and ``setup_context``: the latter costs torch an
-    ``inspect.signature`` per call, 28 microseconds, a third of what a small layer takes.
+    ``inspect.signature`` per call, 28 microseconds, a fifth of what a small layer takes.
     """
 
     @staticmethod
     def forward(ctx: Any, call: Call, *tensors: Tensor) -> Tensor:  # type: ignore[override]
-        call.solution = checked(call.solver, call.problem.detach())
-        x = call.solution.x
+        call.solution = checked(call.solver, call.problem)
         ctx.call = call
-        ctx.save_for_backward(*tensors, x)  # so that torch notices changes made in place
-        return x
+        ctx.save_for_backward(*tensors)  # so that torch notices changes made in place
+        return call.solution.x
 
     @staticmethod
     @once_differentiable  # type: ignore[misc]
     def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, _ = ctx.saved_tensors
-        solver, solution = ctx.call.solver, ctx.call.solution
-        problem = solution.problem
-        adjoint = solver.vjp(problem, solution, grad_x)
-        needed = ctx.needs_input_grad[1:]
-        found = gradients(problem, solution, grad_x, adjoint, needed).flat
+        tensors = ctx.saved_tensors
+        call: Call = ctx.call
+        assert call.solution is not None
+        adjoint = call.solver.vjp(call.problem, call.solution, grad_x)
+        found = gradients(call.problem, call.solution, grad_x, adjoint, call.needed).flat
+        wanted = [g for g, need in zip(found, call.needed, strict=True) if need]
         return None, *(
-            None if gradient is None or not need else gradient.to(tensor.dtype)
-            for gradient, need, tensor in zip(found, needed, tensors, strict=True)
+            g if g is None else g.to(t.dtype) for g, t in zip(wanted, tensors, strict=True)
         )

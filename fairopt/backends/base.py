@@ -43,15 +43,11 @@ class Capabilities:
         if isinstance(problem, LP):
             if not self.linear:
                 return "linear programs (give solve(..., smoothing=...) a positive value)"
-        else:
-            form = quadratic_form(problem)
-            if form not in self.quadratic:
-                return f"a {form} P (it takes: {words(self.quadratic)})"
-        kind = row_form(problem)
-        if kind not in self.rows:
+        elif (form := quadratic_form(problem)) not in self.quadratic:
+            return f"a {form} P (it takes: {words(self.quadratic)})"
+        if (kind := row_form(problem)) not in self.rows:
             return f"rows in {kind} form (it takes: {words(self.rows)})"
-        device = problem.l.device.type
-        if device not in self.devices:
+        if (device := problem.l.device.type) not in self.devices:
             return f"tensors on {device!r} (it runs on: {words(self.devices)})"
         return None
 
@@ -67,10 +63,10 @@ def quadratic_form(problem: QP) -> str:
 
 
 def row_form(problem: Problem) -> str:
-    for kind, name in ((CellRows, "cells"), (SparseRows, "sparse"), (DenseRows, "dense")):
-        if isinstance(problem.rows, kind):
-            return name
-    return type(problem.rows).__name__
+    return ROW_FORMS.get(type(problem.rows), type(problem.rows).__name__)
+
+
+ROW_FORMS: dict[type, str] = {CellRows: "cells", SparseRows: "sparse", DenseRows: "dense"}
 
 
 class Backend(ABC):

@@ -106,7 +106,7 @@ class Numba(Backend):
             return super().vjp(problem, solution, grad_x)
         data, y, tilt = solution.context
         batch, _, n = problem.shape
-        x, g = as_numpy(solution.x, data.q.dtype), as_numpy(grad_x, data.q.dtype)
+        x, g = as_numpy(solution.x.detach(), data.q.dtype), as_numpy(grad_x.detach(), data.q.dtype)
         v, nu = np.empty_like(x), np.empty_like(y)
         workers = self.workers(batch, n)
         if workers == 1 and kernels.adjoint(
@@ -192,7 +192,7 @@ class Data:
 
 def as_numpy(tensor: Tensor, dtype: Any) -> Array:
     """Contiguous NumPy array, in place where the tensor already is one of that dtype."""
-    array: Array = tensor.detach().numpy()
+    array: Array = tensor.numpy()
     if array.dtype == dtype and array.flags.c_contiguous:
         return array
     return np.ascontiguousarray(array, dtype)
