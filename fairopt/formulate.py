@@ -275,6 +275,8 @@ def sides(
 ) -> tuple[Tensor, Tensor]:
     """Lower and upper sides before any shift, ``(1, m)``: minus and plus the tolerances."""
     if any(isinstance(c.tolerance, Tensor) for c in constraints):
+        for constraint in constraints:
+            constraint.check_tolerance()  # again: the optimizer may have moved it
         tolerance = tolerances(constraints, device)[rows.owner].unsqueeze(0)
         return -tolerance, tolerance
     return fixed_sides(constraints, rows, device)
