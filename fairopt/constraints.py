@@ -83,11 +83,11 @@ class Constraint:
         self.check_tolerance()
         names = self.on if isinstance(self.on, tuple) else (self.on,)
         if self.on is not None and (
-            not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names)
+            not names or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names)
         ):
             raise ProblemError(
-                f"{name}: on: expected the name of an attribute, a tuple of different names, or None "
-                f"for each attribute, got {self.on!r}"
+                f"{name}: on: expected the name of an attribute, a tuple of different names, or "
+                f"None for each attribute, got {self.on!r}"
             )
         if self.compare not in ("pairwise", "overall", "reference"):
             raise ProblemError(
@@ -217,6 +217,7 @@ class Comparison:
         owner: int64 ``(m,)``, the constraint that each row comes from.
         residual: float64 ``(m,)``, 1 where the row's shift is that of the targets.
         shifted: whether any row is.
+        alone: what has no rows because there is one group only.
     """
 
     sets: Tensor
@@ -227,6 +228,7 @@ class Comparison:
     owner: Tensor
     residual: Tensor
     shifted: bool
+    alone: tuple[str, ...]
 
 
 @lru_cache(maxsize=256)
@@ -286,6 +288,7 @@ def recipe(constraint: Constraint, attributes: tuple[str, ...]) -> Recipe:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is kept serves training, too
 def comparison(
     recipes: tuple[Recipe, ...], axes: tuple[Axis, ...], outcome: int | None, device: torch.device
 ) -> Comparison:
@@ -302,6 +305,7 @@ def comparison(
     names: list[str] = []
     owner: list[int] = []
     residual: list[bool] = []
+    alone: list[str] = []
     for number, made in enumerate(recipes):
         for family, event in product(made.attributes, made.events):
             members: dict[tuple[int, ...], Tensor] = {}
@@ -334,13 +338,18 @@ def comparison(
                     (members[a], members[b], f"{labels[a]} vs {labels[b]}")
                     for a, b in combinations(members, 2)
                 ]
-            elif made.reference in members:
+            elif made.reference is not None:
                 base = made.reference
+                # Without samples its rows are left out below, and named.
+                samples = members.get(base, torch.zeros(K, dtype=torch.float64))
+                label = ", ".join(map(str, base))
+                label = label if len(base) == 1 else f"({label})"
                 pairs = [
-                    (members[a], members[base], f"{labels[a]} vs {labels[base]}")
-                    for a in members
-                    if a != base
+                    (members[a], samples, f"{labels[a]} vs {label}") for a in members if a != base
                 ]
+            if len(members) == 1 and not (pairs and made.compare == "reference"):
+                pairs = []
+                alone.append(f"{prefix}{suffix}")
             for a, b, words_ in pairs:
                 left.append(a)
                 right.append(b)
@@ -360,4 +369,5 @@ def comparison(
         torch.tensor(owner, dtype=torch.int64).to(device),
         torch.tensor(residual, dtype=torch.float64).to(device),
         any(residual),
+        tuple(dict.fromkeys(alone)),
     )

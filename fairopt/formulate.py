@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import NoneType
 from typing import Literal, TypeAlias
 
 import torch
@@ -88,13 +89,18 @@ def formulate(
     mass = cells.mass(weight, batch if weight is not None else len(cells.index))
     totals = (mass @ rows.sets.mT).view(len(mass), 3, -1)  # weights of left, right, right only
     l, u = sides(constraints, rows, flat.device)  # noqa: E741
-    names, skipped = rows.names, ()
+    if rows.alone and missing_group == "raise":
+        raise ProblemError(
+            f"groups: expected at least two groups to compare in {', '.join(rows.alone)}, got one; "
+            'use larger or stratified batches, or missing_group="skip"'
+        )
+    alone = tuple(f"{name}: only one group" for name in rows.alone)
+    names: tuple[str, ...] = rows.names
+    skipped: tuple[str, ...] = ()
     if not names or totals.min().item() > 0:
         coefficient = contrasts(rows, totals)
     else:
         names, skipped, coefficient, l, u = leave_out(rows, totals, l, u, missing_group)  # noqa: E741
-    if not names and not skipped:
-        skipped = nothing_to_compare(constraints, cells.axes, missing_group)
     if rows.shifted and names:
         assert values is not None
         sums = cells.sum(values if weight is None else values * weight, batch)
@@ -120,7 +126,7 @@ def formulate(
         lb=to_batch(lower, batch, n),
         ub=to_batch(upper, batch, n),
         row_names=names,
-        skipped=skipped,
+        skipped=alone + skipped,
     )
 
 
@@ -131,7 +137,9 @@ def formulate(
 
 def as_constraints(constraints: Constraint | Sequence[Constraint]) -> tuple[Constraint, ...]:
     """One or several constraints as a tuple."""
-    listed = (constraints,) if isinstance(constraints, Constraint) else tuple(constraints)
+    if isinstance(constraints, Constraint):
+        return (constraints,)
+    listed = tuple(constraints) if isinstance(constraints, Iterable) else (constraints,)
     for constraint in listed:
         if not isinstance(constraint, Constraint):
             raise ProblemError(
@@ -199,6 +207,10 @@ def group_codes(groups: Groups, scores: Tensor, flat: Tensor) -> dict[str, Tenso
     named = groups if isinstance(groups, Mapping) else {"group": groups}
     if not named:
         raise ProblemError("groups: expected at least one attribute, got an empty mapping")
+    if not all(isinstance(name, str) for name in named):
+        raise ProblemError(
+            f"groups: expected names of attributes as keys, got {', '.join(map(repr, named))}"
+        )
     found = {}
     for name, tensor in named.items():
         label = f"groups[{name!r}]" if isinstance(groups, Mapping) else "groups"
@@ -265,6 +277,7 @@ def objective(flat: Tensor, weights: Tensor | None) -> tuple[Tensor | None, Tens
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept serves training, too
 def one(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The number 1, made once."""
     return torch.ones((), dtype=dtype, device=device)
@@ -283,6 +296,7 @@ def sides(
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def fixed_sides(
     constraints: tuple[Constraint, ...], rows: Comparison, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -311,6 +325,11 @@ def inward_bounds(bounds: Bounds, scores: Tensor, flat: Tensor) -> tuple[Tensor,
         raise ProblemError(
             f"bounds: expected (lower, upper), or None for none, got {bounds!r}"
         )
+    for name, value in zip(("lower bound", "upper bound"), bounds, strict=True):
+        if isinstance(value, bool) or not isinstance(value, (int, float, Tensor, NoneType)):
+            raise ProblemError(
+                f"{name}: expected a number, a floating-point tensor or None, got {value!r}"
+            )
     if not isinstance(bounds[0], Tensor) and not isinstance(bounds[1], Tensor):
         return number_bounds(bounds[0], bounds[1], scores.dtype, flat.dtype, flat.device)
     lower = one_bound("lower bound", bounds[0], -math.inf, scores, flat)
@@ -320,6 +339,7 @@ def inward_bounds(bounds: Bounds, scores: Tensor, flat: Tensor) -> tuple[Tensor,
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def number_bounds(
     lower: float | None, upper: float | None, dtype: torch.dtype, kept: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -351,12 +371,12 @@ def one_bound(name: str, value: Bound, default: float, scores: Tensor, flat: Ten
     """One bound; ``default`` tells its side. Rounded inwards to the dtype of the scores."""
     if value is None:
         return flat.new_full((), default)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if not isinstance(value, Tensor):
         exact = torch.tensor(float(value), dtype=torch.float64)
         return rounded_inwards(exact, scores.dtype, default).to(flat.device, flat.dtype)
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not value.is_floating_point():
         raise ProblemError(
-            f"{name}: expected a number, a floating-point tensor or None, got {value!r}"
+            f"{name}: expected a number, a floating-point tensor or None, got {value.dtype}"
         )
     bound = value if value.dim() == 0 else fit(name, value, scores, flat)
     if bound.device != flat.device:
@@ -444,10 +464,12 @@ def make_cells(attributes: Mapping[str, Tensor], outcome: Tensor | None) -> Cell
         outcome_axis = len(axes)
         axes.append(OUTCOME)
         parts.append(outcome)
+    size = math.prod(len(axis.codes) for axis in axes)
+    if size <= 256:  # a byte per sample: every pass of every solver reads the cells
+        parts = [codes.to(torch.uint8) for codes in parts]
+    else:
+        parts = [codes.long() for codes in parts]
     index = parts[0]
-    if len(parts) == 1 and index.dtype in (torch.int64, torch.int32, torch.uint8):
-        return Cells(index, tuple(axes), outcome_axis)
-    index = index.long()
     for axis, codes in zip(axes[1:], parts[1:], strict=True):
         index = index * len(axis.codes) + codes
     return Cells(index, tuple(axes), outcome_axis)
@@ -498,16 +520,3 @@ def leave_out(
     u = torch.where(here, u, math.inf)[:, keep]
     skipped = tuple(f"{name}: a group has no samples" for name in absent)
     return names, skipped, coefficient[:, keep], l, u
-
-
-def nothing_to_compare(
-    constraints: tuple[Constraint, ...], axes: tuple[Axis, ...], missing_group: MissingGroup
-) -> tuple[str, ...]:
-    """What to say of a batch with one group only."""
-    attributes = ", ".join(repr(axis.name) for axis in axes if axis is not OUTCOME)
-    if missing_group == "raise":
-        raise ProblemError(
-            f"groups: expected at least two groups to compare in {attributes}, got one; use larger "
-            'or stratified batches, or missing_group="skip"'
-        )
-    return tuple(f"{type(c).__name__}: only one group in {attributes}" for c in constraints)
