@@ -81,6 +81,11 @@ class Rows(ABC):
     def tensors(self) -> tuple[Tensor, ...]:
         """The floating-point tensors that define A: what gradients are taken with respect to."""
 
+    @property
+    def structure(self) -> tuple[Tensor, ...]:
+        """The integer tensors that say where the values stand."""
+        return ()
+
     @abstractmethod
     def with_tensors(self, *tensors: Tensor) -> Rows:
         """The same structure with other values, in the order of ``tensors``."""
@@ -238,6 +243,10 @@ class SparseRows(Rows):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.values,)
 
+    @property
+    def structure(self) -> tuple[Tensor, ...]:
+        return self.row, self.column
+
     def with_tensors(self, *tensors: Tensor) -> SparseRows:
         (values,) = tensors
         return trusted(SparseRows, row=self.row, column=self.column, values=values, m=self.m, n=self.n)
@@ -339,6 +348,10 @@ class CellRows(Rows):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return self.coefficient, self.weight
+
+    @property
+    def structure(self) -> tuple[Tensor, ...]:
+        return (self.cell,)
 
     def with_tensors(self, *tensors: Tensor) -> CellRows:
         coefficient, weight = tensors

@@ -146,18 +146,21 @@ class Solve(torch.autograd.Function):
     def forward(ctx: Any, call: Call, *tensors: Tensor) -> Tensor:  # type: ignore[override]
         call.solution = checked(call.solver, call.problem)
         ctx.call = call
-        ctx.save_for_backward(*tensors)  # so that torch notices changes made in place
-        return call.solution.x
+        # All that the backward reads, so that torch notices changes made in place.
+        plain, x = call.problem, call.solution.x
+        ctx.save_for_backward(*plain.tensors, *plain.rows.structure, x)
+        return x
 
     @staticmethod
     @once_differentiable  # type: ignore[misc]
     def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
+        tensors = ctx.saved_tensors  # raises if one was changed
         call: Call = ctx.call
         assert call.solution is not None
         adjoint = call.solver.vjp(call.problem, call.solution, grad_x)
         found = gradients(call.problem, call.solution, grad_x, adjoint, call.needed).flat
-        wanted = [g for g, need in zip(found, call.needed, strict=True) if need]
         return None, *(
-            g if g is None else g.to(t.dtype) for g, t in zip(wanted, tensors, strict=True)
+            g if g is None else g.to(t.dtype)
+            for g, t, need in zip(found, tensors, call.needed, strict=False)
+            if need
         )
