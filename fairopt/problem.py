@@ -217,14 +217,22 @@ class SparseRows(Rows):
         if self.values.dim() == 1:
             object.__setattr__(self, "values", self.values.unsqueeze(0))
         entries = self.values.shape[-1]
+        if self.values.dim() != 2:
+            raise ProblemError(
+                f"rows.values: expected shape (E,) or (B, E), got {shape_of(self.values)}"
+            )
         for name, index, size in (("row", self.row, self.m), ("column", self.column, self.n)):
+            check_tensor(f"rows.{name}", index)
             if index.dtype != torch.int64 or index.shape != (entries,):
                 raise ProblemError(
                     f"rows.{name}: expected an int64 tensor of shape ({entries},), one entry per "
                     f"value; got {index.dtype} of shape {shape_of(index)}"
                 )
             if entries and not 0 <= int(index.min()) <= int(index.max()) < size:
-                raise ProblemError(f"rows.{name}: expected indices in 0..{size - 1}")
+                raise ProblemError(
+                    f"rows.{name}: expected indices in 0..{size - 1}, got "
+                    f"{int(index.min())}..{int(index.max())}"
+                )
 
     @staticmethod
     def from_tensor(matrix: Tensor) -> SparseRows:
@@ -306,6 +314,7 @@ class CellRows(Rows):
     def __post_init__(self) -> None:
         check_float("rows.coefficient", self.coefficient)
         check_float("rows.weight", self.weight)
+        check_tensor("rows.cell", self.cell)
         if self.cell.dtype not in (torch.int64, torch.int32, torch.uint8):
             raise ProblemError(
                 f"rows.cell: expected int64, int32 or uint8, got {self.cell.dtype}; "
@@ -596,14 +605,29 @@ def shape_of(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
-def check_float(name: str, tensor: object) -> None:
+def check_tensor(name: str, tensor: object) -> None:
     if not isinstance(tensor, Tensor):
         raise ProblemError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+
+
+def check_float(name: str, tensor: object) -> None:
+    check_tensor(name, tensor)
+    assert isinstance(tensor, Tensor)
     if tensor.dtype not in FLOATS:
         raise ProblemError(
             f"{name}: expected float32 or float64, got {tensor.dtype}; convert with .float() or "
             ".double()"
         )
+
+
+def symmetric(P: SparseRows) -> bool:
+    """Whether a sparse matrix equals its transpose, to the precision asked of a dense one."""
+    index = torch.cat([torch.stack([P.row, P.column]), torch.stack([P.column, P.row])], 1)
+    whole = compact(P.values.detach()).double()
+    _, place = torch.unique(index, dim=1, return_inverse=True)
+    difference = torch.zeros(len(whole), index.shape[1], dtype=torch.float64, device=whole.device)
+    difference.index_add_(1, place, torch.cat([whole, -whole], 1))
+    return not whole.numel() or bool(difference.abs().max() <= 1e-10 * whole.abs().max())
 
 
 def batched_quadratic(P: Tensor | SparseRows, batch: int, n: int) -> Tensor | SparseRows:
@@ -612,6 +636,8 @@ def batched_quadratic(P: Tensor | SparseRows, batch: int, n: int) -> Tensor | Sp
             raise ProblemError(f"P: expected shape ({batch}, {n}, {n}), got {P.shape}")
         if not all_finite(P.values):
             raise ProblemError("P: expected finite values, got NaN or infinity")
+        if not symmetric(P):
+            raise ProblemError("P: expected a symmetric matrix; pass (P + P.mT) / 2")
         return P.expand(batch)
     if P.dim() <= 2 and P.shape[-1:] == (n,) and (P.dim() == 1 or len(P) in (1, batch)):
         diagonal = compact(P.detach())
@@ -645,6 +671,8 @@ def canonical(
     """The fields that QP and LP share, checked and expanded to one batch."""
     if isinstance(rows, Tensor):
         rows = SparseRows.from_tensor(rows) if rows.layout != torch.strided else DenseRows(rows)
+    elif not isinstance(rows, Rows):
+        raise ProblemError(f"rows: expected Rows or a tensor, got {type(rows).__name__}")
     check_float("l", l)
     check_float("u", u)
     if q.dim() not in (1, 2) or q.shape[-1] == 0:
@@ -695,6 +723,8 @@ def bound(name: str, value: Tensor | float | None, default: float, like: Tensor)
     if isinstance(value, Tensor):
         check_float(name, value)
         return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ProblemError(f"{name}: expected a number, a tensor or None, got {value!r}")
     return like.new_full((), value)
 
 

@@ -45,6 +45,8 @@ def solve(
         ConvergenceError: the promised precision was not reached; nothing is returned.
         NotDifferentiableError: a gradient of an ``LP`` without smoothing was asked for.
     """
+    if not isinstance(problem, (QP, LP)):
+        raise ProblemError(f"problem: expected a QP or an LP, got {type(problem).__name__}")
     if isinstance(problem, LP) and smoothing:
         problem = problem.smoothed(smoothing)
     elif smoothing:
@@ -53,7 +55,8 @@ def solve(
     solver.check(problem)
     if isinstance(problem, LP):
         if torch.is_grad_enabled() and any(
-            t.requires_grad for t in (problem.c, *problem.rows.tensors, problem.l, problem.u, problem.lb, problem.ub)
+            t.requires_grad
+            for t in (problem.c, problem.l, problem.u, problem.lb, problem.ub, *problem.rows.tensors)
         ):
             raise NotDifferentiableError(
                 "the solution of a linear program is piecewise constant in its cost; pass "
@@ -82,6 +85,10 @@ def choose(problem: Problem, backend: str | Backend, options: dict[str, Any]) ->
         if options:
             raise ProblemError("options: give them to the backend's constructor")
         return backend
+    if not isinstance(backend, str):
+        raise ProblemError(
+            f"backend: expected a name, or a Backend made with its options, got {backend!r}"
+        )
     if backend != "auto":
         return backends.get(backend, **options)
     if options:
@@ -109,8 +116,9 @@ def checked(solver: Backend, problem: Problem) -> Solution:
         return solution
     excess = row_excess(problem.rows, problem.l, problem.u, solution.x)
     limit = ROW_PRECISION[solution.x.dtype]
-    outside = ((solution.x < problem.lb) | (solution.x > problem.ub)).any(-1)
-    bad = outside | (excess > limit).any(-1)
+    x = solution.x
+    inside = ((x >= problem.lb) & (x <= problem.ub) & torch.isfinite(x)).all(-1)  # NaN is not
+    bad = ~inside | (excess > limit).any(-1)
     if bool(bad.any()):
         index = int(bad.nonzero()[0])
         raise ConvergenceError(
