@@ -433,7 +433,7 @@ class Cells:
             return self.sum(weight, batch)
         n = self.index.shape[1]
         if len(self.index) == 1 and self.size == 2 and n > 50_000:
-            second = self.index.sum().item()  # ten times faster than a count
+            second = int(torch.count_nonzero(self.index))  # ten times faster than a count
             return torch.tensor([[n - second, second]], dtype=torch.float64).to(self.index.device)
         if len(self.index) == 1:
             return torch.bincount(self.index[0], minlength=self.size).double().unsqueeze(0)

@@ -860,7 +860,7 @@ def advance(C, l, u, low, high, H, s, h, size, rounding, numbers, counts, Y, T, 
         return CONVERGED
     if worst <= 1000.0:  # a few hundred roundings: better only if it comes at once
         counts[STALLS] += 1
-        if counts[STALLS] > 3 and worst >= numbers[BEST]:
+        if counts[STALLS] > 2 and worst >= 0.5 * numbers[BEST]:
             return CONVERGED
     numbers[BEST] = min(numbers[BEST], worst)
     if counts[ITERATION] >= MAX_ITERATIONS:
@@ -905,23 +905,7 @@ def advance(C, l, u, low, high, H, s, h, size, rounding, numbers, counts, Y, T, 
 @compiled()
 def sum_rounding(n):  # type: ignore[no-untyped-def]
     """Relative error to expect of a sum of n terms in a few interleaved chains (a random walk)."""
-    return EPS * (4.0 + 0.1 * math.sqrt(n))
-
-
-@compiled()
-def iterate(C, l, u, low, high, H, q, inverse, w, lb, ub, cell, start, pair, s, h, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
-    """The whole iteration in one thread."""
-    n = q.shape[0]
-    while True:
-        if pair:
-            pair_evaluate(q, inverse, w, lb, ub, cell, T[2], T[3], 0, n, False, s, h, size)
-        else:
-            evaluate(q, inverse, w, lb, ub, start, T[2], T[3], 0, n, False, s, h, size)
-        status = advance(
-            C, l, u, low, high, H, s, h, size, sum_rounding(n), numbers, counts, Y, T, dt
-        )
-        if status != CONTINUE:
-            return status
+    return EPS * (4.0 + 0.5 * math.sqrt(n))
 
 
 @compiled()
@@ -941,57 +925,68 @@ def excess(C, l, u, s, size):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def solve(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, precision, first, last, x, y, tilt, status, passes, worst):  # type: ignore[no-untyped-def]
-    """Solve the problems first <= b < last of a batch, one after the other, in one thread.
+def solve_one(C, l, u, q, inverse, w, lb, ub, cell, grouped, single):  # type: ignore[no-untyped-def]
+    """Solve one problem in one thread.
 
-    Returns how many of them have no solution to the precision asked for.
-
-    ``inverse`` (1/P), ``w``, ``lb`` and ``ub`` are four numbers or four arrays (B, n). With
-    ``grouped`` the samples are in cell order already, one per cell (dense rows).
+    Returns status, passes, multipliers (of the solution, or of the proof that there is none), both
+    parts of the tilts, and the worst excess of a row.
     """
-    n = q.shape[1]
-    m, K = C.shape[1], C.shape[2]
+    n = q.shape[0]
+    m, K = C.shape
     start = np.zeros(K + 1, np.int64)
     low, high, H = np.empty(K), np.empty(K), np.empty(K)
     s, h, size = np.empty(K), np.empty(K), np.empty(K)
-    failures = 0
-    for b in range(first, last):
-        qb, pb, wb, lo, up = q[b], item(inverse, b), item(w, b), item(lb, b), item(ub, b)
-        pair = K <= 2 and not grouped
-        if pair or grouped:
-            qs, ps, ws, los, ups = qb, pb, wb, lo, up
+    pair = K <= 2 and not grouped
+    qs, ps, ws, los, ups = q, inverse, w, lb, ub
+    if pair:
+        pair_limits(ps, ws, los, ups, cell, 0, n, H, low, high)
+    else:
         if grouped:
             for k in range(K + 1):
                 start[k] = k
-        elif not pair:
-            count(cell[b], 0, n, start[1:])
+        else:
+            count(cell, 0, n, start[1:])
             for k in range(K):
                 start[k + 1] += start[k]
-            qs = in_order(qb, cell[b], start)
-            ps, ws = in_order(pb, cell[b], start), in_order(wb, cell[b], start)
-            los, ups = in_order(lo, cell[b], start), in_order(up, cell[b], start)
+            qs = in_order(q, cell, start)
+            ps, ws = in_order(inverse, cell, start), in_order(w, cell, start)
+            los, ups = in_order(lb, cell, start), in_order(ub, cell, start)
+        cell_limits(ps, ws, los, ups, start, 0, n, H, low, high)
+    numbers, counts, Y, T, dt = new_state(m, K)
+    status = CONTINUE
+    while status == CONTINUE:
         if pair:
-            pair_limits(ps, ws, los, ups, cell[b], 0, n, H, low, high)
+            pair_evaluate(qs, ps, ws, los, ups, cell, T[2], T[3], 0, n, False, s, h, size)
         else:
-            cell_limits(ps, ws, los, ups, start, 0, n, H, low, high)
-        numbers, counts, Y, T, dt = new_state(m, K)
-        status[b] = iterate(
-            C[b], l[b], u[b], low, high, H, qs, ps, ws, los, ups, cell[b], start, pair, s, h, size,
-            numbers, counts, Y, T, dt,
-        )  # fmt: skip
-        if status[b] == INFEASIBLE:
-            y[b] = Y[2]
-        else:
-            y[b] = Y[0]
-        for k in range(K):
-            tilt[b, k] = T[0, k] + T[1, k]
-        passes[b] = counts[EVALUATIONS]
-        write(qb, pb, wb, lo, up, cell[b], T[0], T[1], 0, n, x[b])
-        if single and pair:
-            pair_evaluate(qs, ps, ws, los, ups, cell[b], T[0], T[1], 0, n, True, s, h, size)
-        elif single:
-            evaluate(qs, ps, ws, los, ups, start, T[0], T[1], 0, n, True, s, h, size)
-        worst[b] = excess(C[b], l[b], u[b], s, size)
+            evaluate(qs, ps, ws, los, ups, start, T[2], T[3], 0, n, False, s, h, size)
+        status = advance(
+            C, l, u, low, high, H, s, h, size, sum_rounding(n), numbers, counts, Y, T, dt
+        )
+    if single and pair:
+        pair_evaluate(qs, ps, ws, los, ups, cell, T[0], T[1], 0, n, True, s, h, size)
+    elif single:
+        evaluate(qs, ps, ws, los, ups, start, T[0], T[1], 0, n, True, s, h, size)
+    y = Y[2] if status == INFEASIBLE else Y[0]
+    return status, counts[EVALUATIONS], y, T[0], T[1], excess(C, l, u, s, size)
+
+
+@compiled()
+def solve(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, precision, first, last, x, y, tilt, status, passes, worst):  # type: ignore[no-untyped-def]
+    """Solve the problems first <= b < last of a batch, one after the other, in one thread.
+
+    ``inverse`` (1/P), ``w``, ``lb`` and ``ub`` are four numbers or four arrays (B, n). With
+    ``grouped`` the samples are in cell order already, one per cell (dense rows). Returns how many
+    have no solution to the precision asked for.
+    """
+    n = q.shape[1]
+    failures = 0
+    for b in range(first, last):
+        qb, pb, wb, lo, up = q[b], item(inverse, b), item(w, b), item(lb, b), item(ub, b)
+        status[b], passes[b], found, t_hi, t_lo, worst[b] = solve_one(
+            C[b], l[b], u[b], qb, pb, wb, lo, up, cell[b], grouped, single
+        )
+        y[b], tilt[b] = found, t_hi + t_lo
+        write(qb, pb, wb, lo, up, cell[b], t_hi, t_lo, 0, n, x[b])
         if status[b] != CONVERGED or not worst[b] <= precision:
             failures += 1
     return failures

@@ -67,7 +67,8 @@ class Numba(Backend):
         data = Data(problem)
         batch, m, n = problem.shape
         K = data.C.shape[2]
-        x = np.empty((batch, n), data.q.dtype)
+        answer = torch.empty((batch, n), dtype=torch.float32 if data.q.dtype == np.float32 else torch.float64)
+        x = answer.numpy()
         y, tilt, worst = np.empty((batch, m)), np.empty((batch, K)), np.empty(batch)
         status, passes = np.empty(batch, np.int64), np.empty(batch, np.int64)
         precision = PRECISION[problem.q.dtype]
@@ -88,7 +89,6 @@ class Numba(Backend):
             failures = sum(in_parallel(some, batch, workers))
         if failures:
             raise_failure(problem, status, worst, y, precision)
-        answer = torch.from_numpy(x)
         return Solution(
             problem=problem,
             x=answer if answer.dtype == problem.q.dtype else answer.to(problem.q.dtype),
@@ -107,13 +107,14 @@ class Numba(Backend):
         data, y, tilt = solution.context
         batch, _, n = problem.shape
         x, g = as_numpy(solution.x.detach(), data.q.dtype), as_numpy(grad_x.detach(), data.q.dtype)
-        v, nu = np.empty_like(x), np.empty_like(y)
+        step, nu = torch.from_numpy(x).new_empty(x.shape), np.empty_like(y)
+        v = step.numpy()
         workers = self.workers(batch, n)
         if workers == 1 and kernels.adjoint(
             data.C, data.l, data.u, y, data.q, *data.scalars_or_arrays, data.cell, tilt, x, g,
             0, batch, v, nu,
         ):  # fmt: skip
-            return Adjoint(torch.from_numpy(v), torch.from_numpy(nu))
+            return Adjoint(step, torch.from_numpy(nu))
 
         cut = [n * i // workers for i in range(workers + 1)]
         sums = np.empty((2, workers, batch, data.C.shape[2]))
@@ -141,7 +142,7 @@ class Numba(Backend):
                 )  # fmt: skip
 
         each(workers, spread)
-        return Adjoint(torch.from_numpy(v), least)
+        return Adjoint(step, least)
 
 
 class Data:
