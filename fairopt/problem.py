@@ -480,7 +480,7 @@ class QP:
         check_float("q", q)
         if isinstance(P, Tensor) and P.layout != torch.strided:
             P = SparseRows.from_tensor(P)
-        if isinstance(P, Tensor):
+        if not isinstance(P, SparseRows):
             check_float("P", P)
             if P.dim() == 2 and q.dim() == 1:
                 P = P.unsqueeze(0)
