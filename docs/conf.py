@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from typing import Any
+
+import fairopt
 
 project = "fairopt"
 author = "the fairopt authors"
 project_copyright = author
-release = importlib.metadata.version("fairopt")
+release = fairopt.__version__
 version = release
 
 extensions = [
