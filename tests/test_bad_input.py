@@ -1,0 +1,995 @@
+"""Bad input: every case has its own error, which says what was expected, what came, what to do.
+
+An input that is refused leaves a layer as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fairopt import (
+    LP,
+    QP,
+    BackendNotFoundError,
+    CellRows,
+    Constraint,
+    DemographicParity,
+    DenseRows,
+    EqualizedOdds,
+    EqualOpportunity,
+    FairnessLayer,
+    FairoptError,
+    InfeasibleError,
+    MeanResidual,
+    NotDifferentiableError,
+    PredictiveEquality,
+    ProblemError,
+    Solution,
+    SparseRows,
+    Status,
+    UnsupportedProblemError,
+    backends,
+    formulate,
+    project,
+    solve,
+)
+from fairopt.backends import Backend, Capabilities
+
+SCORES = torch.tensor([0.1, 0.9, 0.4, 0.6])
+GROUPS = torch.tensor([0, 1, 0, 1])
+TARGETS = torch.tensor([0, 0, 1, 1])
+PARITY = DemographicParity(tolerance=0.05)
+META = torch.device("meta")
+NAN, INF = math.nan, math.inf
+
+
+def refused(
+    match: str,
+    scores: Any = SCORES,
+    groups: Any = GROUPS,
+    targets: Any = None,
+    *,
+    constraints: Any = PARITY,
+    bounds: Any = (0, 1),
+    weights: Any = None,
+    error: type[FairoptError] = ProblemError,
+    **options: Any,
+) -> FairoptError:
+    """The layer refuses the input with this message, and keeps what it knew; so does project."""
+    layer = FairnessLayer(constraints, bounds=bounds, **options)
+    before = object()
+    layer.__dict__["last"] = before
+    with pytest.raises(error, match=match) as caught:
+        layer(scores, groups, targets, weights=weights)
+    assert layer.last is before
+    with pytest.raises(error, match=match):
+        project(scores, groups, constraints, targets, bounds=bounds, weights=weights, **options)
+    return caught.value
+
+
+def changed(tensor: Tensor, value: float) -> Tensor:
+    """A copy whose third value is another."""
+    out = tensor.clone()
+    out[2] = value
+    return out
+
+
+# ---------------------------------------------------------------------------------------------
+# Scores
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+def test_scores_that_are_not_finite(value: float, dtype: torch.dtype) -> None:
+    refused(
+        r"scores: expected finite values, got 1 NaN or infinite ones, first at index \(2,\); look",
+        changed(SCORES, value).to(dtype),
+    )
+
+
+def test_infinities_of_both_signs_do_not_cancel() -> None:
+    refused("got 2 NaN or infinite ones", torch.tensor([0.5, INF, -INF, 0.5]))
+
+
+def test_scores_so_large_that_their_sum_overflows_are_finite() -> None:
+    scores = torch.tensor([1e308, 1.7e308, 1e308, 0.0], dtype=torch.float64)
+    fair = project(scores, GROUPS, PARITY, bounds=(0, 1))
+    assert 0 <= fair.min()
+    assert fair.max() <= 1
+    half = torch.tensor([6e4, 6e4, 6e4, 0.0], dtype=torch.float16)
+    assert project(half, GROUPS, PARITY, bounds=(0, 1)).dtype == torch.float16
+
+
+def test_batched_scores_say_where() -> None:
+    scores = SCORES.repeat(3, 1)
+    scores[1, 3] = NAN
+    refused(r"first at index \(1, 3\)", scores)
+
+
+def test_empty_batch() -> None:
+    refused(
+        r"scores: expected at least one sample, got shape \(0,\); skip empty",
+        torch.empty(0),
+        torch.empty(0, dtype=torch.int64),
+    )
+    refused(r"got shape \(0, 4\)", torch.empty(0, 4))
+    refused(r"got shape \(3, 0\)", torch.empty(3, 0), torch.empty(3, 0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+def test_scores_of_a_wrong_dtype(dtype: torch.dtype) -> None:
+    refused(
+        rf"scores: expected a floating-point tensor, got {dtype}; convert with .float\(\)",
+        torch.ones(4).to(dtype),
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (2, 2, 1)])
+def test_scores_of_a_wrong_shape(shape: tuple[int, ...]) -> None:
+    refused(r"scores: expected shape \(n,\), \(n, 1\) or \(B, n\), got", torch.ones(shape))
+
+
+def test_scores_that_are_no_tensor() -> None:
+    refused("scores: expected a tensor, got list", [0.1, 0.9, 0.4, 0.6])
+
+
+# ---------------------------------------------------------------------------------------------
+# Groups
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [GROUPS[:3], torch.zeros(5, dtype=torch.int64), GROUPS.repeat(2, 1), torch.tensor(1)],
+    ids=lambda g: str(tuple(g.shape)),
+)
+def test_groups_of_a_wrong_shape(groups: Tensor) -> None:
+    refused(
+        r"groups: expected shape \(4,\) or \(4,\), one value for each score, got", SCORES, groups
+    )
+    refused(r"groups\['sex'\]: expected shape", SCORES, {"sex": groups})
+
+
+def test_groups_of_a_wrong_batch() -> None:
+    refused(
+        r"groups: expected shape \(4,\) or \(3, 4\), one value for each score, got \(2, 4\)",
+        SCORES.repeat(3, 1),
+        GROUPS.repeat(2, 1),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+def test_groups_that_are_not_integers(dtype: torch.dtype) -> None:
+    refused(
+        rf"groups: expected integer or bool codes, got {dtype}; convert categories with .long\(\)",
+        SCORES,
+        GROUPS.to(dtype),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8], ids=str)
+def test_negative_codes(dtype: torch.dtype) -> None:
+    refused(
+        r"groups\['sex'\]: expected codes of at least 0, got -1; give unknown members a code",
+        SCORES,
+        {"sex": torch.tensor([0, 1, -1, 1], dtype=dtype)},
+    )
+
+
+def test_groups_on_another_device() -> None:
+    refused(
+        r"groups: expected device cpu, where the scores are, got meta; move it with .to\(...\)",
+        SCORES,
+        GROUPS.to(META),
+    )
+
+
+@pytest.mark.parametrize("groups", [[0, 1, 0, 1], None, "sex"], ids=repr)
+def test_groups_that_are_no_tensor(groups: object) -> None:
+    refused("groups: expected a tensor, got", SCORES, groups)
+
+
+def test_an_attribute_that_is_no_tensor() -> None:
+    refused(r"groups\['sex'\]: expected a tensor, got list", SCORES, {"sex": [0, 1, 0, 1]})
+
+
+def test_no_attributes() -> None:
+    refused("groups: expected at least one attribute, got an empty mapping", SCORES, {})
+
+
+def test_attributes_without_names() -> None:
+    refused("groups: expected names of attributes as keys, got 0", SCORES, {0: GROUPS})
+
+
+@pytest.mark.parametrize("on", ["race", ("sex", "race")], ids=repr)
+def test_a_missing_attribute(on: str | tuple[str, ...]) -> None:
+    refused(
+        r"DemographicParity: on=.*: expected attributes among 'sex', 'age'; groups has no 'race'. "
+        "Pass groups as a mapping",
+        SCORES,
+        {"sex": GROUPS, "age": GROUPS},
+        constraints=DemographicParity(tolerance=0.1, on=on),
+    )
+
+
+def test_a_named_attribute_with_bare_groups() -> None:
+    refused(
+        "expected attributes among 'group'; groups has no 'sex'",
+        constraints=DemographicParity(tolerance=0.1, on="sex"),
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Missing groups
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compare", ["pairwise", "overall"])
+@pytest.mark.parametrize("code", [0, 3])
+def test_one_group_only_is_clipped_and_said(code: int, compare: str) -> None:
+    layer = FairnessLayer(DemographicParity(tolerance=0.05, compare=compare), bounds=(0, 1))
+    scores = torch.tensor([-0.2, 0.3, 1.4, 0.6])
+    fair = layer(scores, torch.full((4,), code))
+    assert fair.tolist() == scores.clamp(0, 1).tolist()
+    assert layer.last.problem.row_names == ()
+    assert layer.last.skipped
+    if code == 0:
+        assert layer.last.skipped == ("group: only one group",)
+
+
+def test_one_group_only_is_refused_if_asked() -> None:
+    for compare in ("pairwise", "overall"):
+        refused(
+            "groups: expected at least two groups to compare in group, got one; use larger or "
+            'stratified batches, or missing_group="skip"',
+            SCORES,
+            torch.zeros(4, dtype=torch.int64),
+            constraints=DemographicParity(tolerance=0.05, compare=compare),
+            missing_group="raise",
+        )
+
+
+def test_one_group_in_one_of_several_attributes_is_refused_if_asked() -> None:
+    refused(
+        "expected at least two groups to compare in race, got one",
+        SCORES,
+        {"sex": GROUPS, "race": torch.zeros(4, dtype=torch.int64)},
+        missing_group="raise",
+    )
+
+
+def test_one_sample() -> None:
+    layer = FairnessLayer(PARITY, bounds=(0, 1))
+    assert layer(torch.tensor([1.5]), torch.tensor([0])).tolist() == [1.0]
+    assert layer.last.skipped == ("group: only one group",)
+
+
+def test_a_missing_group_is_refused_if_asked() -> None:
+    refused(
+        "groups: the batch lacks a group, so that these rows compare nothing: group: 0 vs 1, "
+        'group: 1 vs 2; use larger or stratified batches, or missing_group="skip"',
+        SCORES,
+        torch.tensor([0, 0, 2, 2]),
+        missing_group="raise",
+    )
+
+
+def test_a_missing_group_is_skipped_and_named_by_default() -> None:
+    layer = FairnessLayer(PARITY, bounds=(0, 1))
+    layer(SCORES, torch.tensor([0, 0, 2, 2]))
+    assert layer.last.skipped == (
+        "group: 0 vs 1: a group has no samples",
+        "group: 1 vs 2: a group has no samples",
+    )
+
+
+def test_a_group_missing_from_one_problem_of_a_batch_is_refused_if_asked() -> None:
+    refused(
+        r"these rows compare nothing: group: 0 vs 1 \(in 1 of 2 problems\);",
+        SCORES.repeat(2, 1),
+        torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0]]),
+        missing_group="raise",
+    )
+
+
+def test_an_absent_reference_is_refused_if_asked() -> None:
+    refused(
+        "these rows compare nothing: group: 0 vs 7, group: 1 vs 7;",
+        constraints=DemographicParity(tolerance=0.1, compare="reference", reference=7),
+        missing_group="raise",
+    )
+
+
+def test_an_unknown_way_with_missing_groups() -> None:
+    refused("missing_group: expected 'skip' or 'raise', got 'drop'", missing_group="drop")
+
+
+# ---------------------------------------------------------------------------------------------
+# Targets
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "notion", [EqualOpportunity, PredictiveEquality, EqualizedOdds, MeanResidual]
+)
+def test_targets_that_are_needed(notion: type[Constraint]) -> None:
+    refused(
+        f"targets: {notion.__name__} needs them, got none; pass targets with the shape",
+        constraints=[PARITY, notion(tolerance=0.1)],
+    )
+
+
+@pytest.mark.parametrize("notion", [EqualOpportunity, PredictiveEquality, EqualizedOdds])
+@pytest.mark.parametrize("value", [2.0, -1.0, 0.5, 256.0, 1e30])
+def test_targets_that_must_be_binary(notion: type[Constraint], value: float) -> None:
+    refused(
+        rf"targets: {notion.__name__} needs targets that are 0 or 1, got {value!r}".replace(
+            "+", r"\+"
+        )
+        + "; threshold them, or use MeanResidual",
+        targets=changed(TARGETS.double(), value),
+        constraints=notion(tolerance=0.1),
+    )
+
+
+@pytest.mark.parametrize("notion", [EqualOpportunity, MeanResidual])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_targets_that_are_not_finite(notion: type[Constraint], value: float) -> None:
+    refused(
+        "targets: expected finite values, got NaN or infinity",
+        targets=changed(TARGETS.double(), value),
+        constraints=notion(tolerance=0.1),
+    )
+
+
+def test_targets_of_a_wrong_kind() -> None:
+    notion = MeanResidual(tolerance=0.1)
+    refused("targets: expected a tensor, got list", targets=[0, 1, 0, 1], constraints=notion)
+    refused(
+        r"targets: expected shape \(4,\).*, got \(3,\)", targets=TARGETS[:3], constraints=notion
+    )
+    refused(
+        "targets: expected device cpu, where the scores are, got meta; move it",
+        targets=TARGETS.to(META),
+        constraints=notion,
+    )
+    refused(
+        "targets: expected real numbers, got torch.complex64",
+        targets=TARGETS.to(torch.complex64),
+        constraints=notion,
+    )
+
+
+def test_targets_that_nobody_needs_are_not_looked_at() -> None:
+    project(SCORES, GROUPS, PARITY, torch.full((4,), NAN), bounds=(0, 1))
+
+
+# ---------------------------------------------------------------------------------------------
+# Weights
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [-1.0, -1e-30, NAN, INF])
+def test_weights_out_of_range(value: float) -> None:
+    refused(
+        "weights: expected finite numbers of at least 0; drop or correct the samples",
+        weights=changed(torch.ones(4), value),
+    )
+
+
+def test_weights_of_a_wrong_kind() -> None:
+    refused(r"weights: expected shape \(4,\).*, got \(3,\)", weights=torch.ones(3))
+    refused("weights: expected a tensor, got float", weights=1.0)
+    refused("weights: expected floating-point numbers, got torch.int64", weights=GROUPS)
+    refused(
+        "weights: expected device cpu, where the scores are, got meta",
+        weights=torch.ones(4, device=META),
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Bounds
+# ---------------------------------------------------------------------------------------------
+
+
+def test_crossed_bounds() -> None:
+    match = r"bounds: expected lower <= upper without NaN for every sample"
+    refused(match + r".*got lower 1.0, upper 0.0", bounds=(1, 0))
+    refused(match, bounds=(torch.tensor(0.7), 0.5))
+    refused(match, bounds=(0.5, torch.tensor(0.2)))
+    refused(match, bounds=(torch.tensor([0, 0, 0.6, 0]), torch.full((4,), 0.5)))
+    refused(match + ".*got lower from 0.0 to 0.6", bounds=(torch.tensor([0, 0, 0.6, 0]), 0.5))
+    refused(match, SCORES.repeat(2, 1), bounds=(torch.tensor([[0.0] * 4, [0, 0, 0.6, 0]]), 0.5))
+
+
+def test_bounds_that_leave_nothing() -> None:
+    match = "bounds: expected lower <= upper"
+    refused(match, bounds=(INF, None))
+    refused(match, bounds=(None, -INF))
+    refused(match, bounds=(INF, INF))
+    refused(match + r".*after rounding to what torch.bfloat16 can hold", SCORES.bfloat16(),
+            bounds=(0.1001, 0.1002))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [(NAN, 1), (0, NAN), (torch.tensor(NAN), 1), (0, changed(torch.ones(4), NAN)), (None, NAN)],
+    ids=["lower", "upper", "tensor", "one sample", "one side"],
+)
+def test_bounds_with_nan(bounds: object) -> None:
+    refused("bounds: expected lower <= upper without NaN", bounds=bounds)
+
+
+@pytest.mark.parametrize("bounds", [1.0, (0,), (0, 0.5, 1), "01", {0: 1}, torch.zeros(2)], ids=repr)
+def test_bounds_that_are_no_pair(bounds: object) -> None:
+    refused(r"bounds: expected \(lower, upper\), or None for none, got", bounds=bounds)
+
+
+@pytest.mark.parametrize("value", ["0", True, [0.0], 1j, torch.tensor(0), torch.tensor(True)])
+def test_a_bound_that_is_no_number(value: object) -> None:
+    match = "bound: expected a number, a floating-point tensor or None, got"
+    refused("lower " + match, bounds=(value, 1))
+    refused("upper " + match, bounds=(0, value))
+
+
+def test_bounds_of_a_wrong_shape_or_device() -> None:
+    refused(r"lower bound: expected shape \(4,\).*, got \(3,\)", bounds=(torch.zeros(3), 1))
+    refused("upper bound: expected device cpu.*, got meta", bounds=(0, torch.ones(4, device=META)))
+
+
+# ---------------------------------------------------------------------------------------------
+# Constraints
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [-0.1, -1, NAN, -INF, torch.tensor(-0.1), torch.tensor(NAN)])
+def test_a_tolerance_out_of_range(value: Any) -> None:
+    with pytest.raises(
+        ProblemError, match="EqualizedOdds: tolerance: expected a number of at least 0, got"
+    ):
+        EqualizedOdds(tolerance=value)
+
+
+@pytest.mark.parametrize("value", [True, "0.1", None, [0.1], 0.1j], ids=repr)
+def test_a_tolerance_that_is_no_number(value: Any) -> None:
+    with pytest.raises(ProblemError, match="tolerance: expected a number, got") as caught:
+        DemographicParity(tolerance=value)
+    assert str(caught.value).endswith(type(value).__name__)
+
+
+@pytest.mark.parametrize(
+    "value", [torch.zeros(2), torch.zeros(0), torch.tensor(1), torch.tensor(True)], ids=repr
+)
+def test_a_tolerance_tensor_of_a_wrong_shape_or_dtype(value: Tensor) -> None:
+    with pytest.raises(
+        ProblemError,
+        match="tolerance: expected a number or a floating-point tensor with one element, got torch",
+    ):
+        DemographicParity(tolerance=value)
+
+
+def test_a_tolerance_is_required() -> None:
+    with pytest.raises(TypeError, match="tolerance"):
+        DemographicParity()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("value", [-0.1, NAN])
+def test_a_tolerance_that_training_moved_out_of_range(value: float) -> None:
+    """Not the raw scores, and not a solver's complaint."""
+    tolerance = nn.Parameter(torch.tensor(0.1))
+    notion = DemographicParity(tolerance=tolerance)
+    project(SCORES, GROUPS, notion, bounds=(0, 1))
+    with torch.no_grad():
+        tolerance.fill_(value)
+    refused(
+        r"DemographicParity: tolerance: expected a number of at least 0, got .*; clamp one that",
+        constraints=notion,
+    )
+
+
+def test_a_comparison_that_does_not_exist() -> None:
+    with pytest.raises(
+        ProblemError, match="compare: expected 'pairwise', 'overall' or 'reference', got 'all'"
+    ):
+        DemographicParity(tolerance=0.1, compare="all")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("compare", "reference"), [("reference", None), ("pairwise", 0), ("overall", 1)]
+)
+def test_a_reference_without_its_comparison_and_the_reverse(
+    compare: Any, reference: int | None
+) -> None:
+    with pytest.raises(
+        ProblemError,
+        match="reference: give the code of the reference group with compare='reference', and only "
+        f"then; got compare='{compare}', reference={reference}",
+    ):
+        DemographicParity(tolerance=0.1, compare=compare, reference=reference)
+
+
+@pytest.mark.parametrize("reference", ["male", 0.5, (0, "x"), [0]], ids=repr)
+def test_a_reference_that_is_no_code(reference: Any) -> None:
+    with pytest.raises(ProblemError, match="reference: expected the integer code of a group, or a"):
+        DemographicParity(tolerance=0.1, compare="reference", reference=reference)
+
+
+@pytest.mark.parametrize(
+    ("on", "reference", "expected"),
+    [(("sex", "race"), 0, "2 code"), ("sex", (0, 1), "1 code"), (None, (0, 1), "1 code")],
+)
+def test_a_reference_that_does_not_fit_the_attributes(
+    on: Any, reference: Any, expected: str
+) -> None:
+    refused(
+        rf"reference: expected {expected}\(s\) for sex.*, got",
+        SCORES,
+        {"sex": GROUPS, "race": TARGETS},
+        constraints=DemographicParity(
+            tolerance=0.1, on=on, compare="reference", reference=reference
+        ),
+    )
+
+
+@pytest.mark.parametrize("on", [5, ["sex"], (), ("sex", "sex"), ("sex", 1)], ids=repr)
+def test_on_that_names_no_attributes(on: Any) -> None:
+    with pytest.raises(
+        ProblemError,
+        match="on: expected the name of an attribute, a tuple of different names, or None for each",
+    ):
+        DemographicParity(tolerance=0.1, on=on)
+
+
+def test_no_constraints() -> None:
+    with pytest.raises(ProblemError, match="constraints: expected at least one, got none"):
+        FairnessLayer([], bounds=(0, 1))
+    with pytest.raises(ProblemError, match="constraints: expected at least one, got none"):
+        project(SCORES, GROUPS, (), bounds=(0, 1))
+
+
+@pytest.mark.parametrize("value", [0.05, None, "parity", DemographicParity, [PARITY, 0.05]])
+def test_a_constraint_that_is_none(value: Any) -> None:
+    with pytest.raises(
+        ProblemError, match=r"constraints: expected parity notions such as DemographicParity\(tol"
+    ):
+        FairnessLayer(value, bounds=(0, 1))
+
+
+def test_bounds_are_required() -> None:
+    with pytest.raises(TypeError, match="bounds"):
+        FairnessLayer(PARITY)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="bounds"):
+        project(SCORES, GROUPS, PARITY)  # type: ignore[call-arg]
+
+
+# ---------------------------------------------------------------------------------------------
+# Infeasible
+# ---------------------------------------------------------------------------------------------
+
+
+def test_bounds_that_contradict_a_row_name_it() -> None:
+    lower = torch.tensor([0.0, 0.8, 0.0, 0.8])
+    upper = torch.tensor([0.2, 1.0, 0.2, 1.0])
+    error = refused(
+        "problem 0 of the batch: no point satisfies all rows within the bounds; loosen a tolerance "
+        "or widen the bounds; the rows in conflict are 'sex: 0 vs 1'$",
+        SCORES,
+        {"sex": GROUPS, "race": TARGETS},
+        constraints=[
+            DemographicParity(tolerance=0.5, on="sex"),
+            DemographicParity(tolerance=0.5, on="race"),
+        ],
+        bounds=(lower, upper),
+        error=InfeasibleError,
+    )
+    assert error.batch == 0
+    assert error.rows == ("sex: 0 vs 1",)
+
+
+def test_rows_that_contradict_each_other_are_all_named() -> None:
+    # parity of means and parity of residuals, where the targets' means are far apart
+    error = refused(
+        "no point satisfies",
+        SCORES,
+        {"race": TARGETS},
+        TARGETS,
+        constraints=[DemographicParity(tolerance=0.1), MeanResidual(tolerance=0.1)],
+        bounds=None,
+        error=InfeasibleError,
+    )
+    assert set(error.rows) == {"race: 0 vs 1", "race: 0 vs 1 | residual"}
+
+
+def test_the_problem_of_the_batch_that_cannot_be_is_named() -> None:
+    lower = torch.zeros(3, 4)
+    lower[2] = torch.tensor([0.0, 0.8, 0.0, 0.8])
+    upper = torch.ones(3, 4)
+    upper[2] = torch.tensor([0.2, 1.0, 0.2, 1.0])
+    error = refused(
+        "problem 2 of the batch: no point",
+        SCORES.repeat(3, 1),
+        bounds=(lower, upper),
+        error=InfeasibleError,
+    )
+    assert error.batch == 2
+
+
+def test_rows_without_names_are_numbered() -> None:
+    # x0 + x1 = 5 within 0..1
+    problem = QP(
+        torch.ones(2), torch.zeros(2), torch.tensor([[1.0, -1.0], [1.0, 1.0]]),
+        torch.tensor([-1.0, 5.0]), torch.tensor([1.0, 5.0]), 0.0, 1.0,
+    )  # fmt: skip
+    with pytest.raises(InfeasibleError, match=r"the rows in conflict are 'row 1'$") as caught:
+        solve(problem)
+    assert caught.value.rows == ("row 1",)
+
+
+def test_barely_feasible_is_feasible() -> None:
+    """The bounds allow exactly the tolerance, at one point only."""
+    lower = torch.tensor([0.0, 0.75, 0.0, 0.75], dtype=torch.float64)
+    upper = torch.tensor([0.25, 1.0, 0.25, 1.0], dtype=torch.float64)
+    fair = project(SCORES.double(), GROUPS, DemographicParity(tolerance=0.5), bounds=(lower, upper))
+    torch.testing.assert_close(
+        fair, torch.tensor([0.25, 0.75, 0.25, 0.75]).double(), rtol=0, atol=1e-12
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Backends
+# ---------------------------------------------------------------------------------------------
+
+
+def problem(**changes: Any) -> QP:
+    """A small QP: two variables, one row."""
+    data: dict[str, Any] = {
+        "P": torch.ones(2), "q": torch.tensor([-1.0, 0.5]), "rows": torch.ones(1, 2),
+        "l": torch.zeros(1), "u": torch.ones(1), "lb": None, "ub": None,
+    }  # fmt: skip
+    return QP(**{**data, **changes})
+
+
+def linear(**changes: Any) -> LP:
+    """A small LP: two variables, one row."""
+    data: dict[str, Any] = {
+        "c": torch.tensor([1.0, 2.0]), "rows": torch.ones(1, 2),
+        "l": torch.ones(1), "u": torch.ones(1), "lb": 0.0, "ub": 1.0,
+    }  # fmt: skip
+    return LP(**{**data, **changes})
+
+
+class Corner(Backend):
+    """A linear solver for ``linear()`` alone."""
+
+    name = "corner"
+    capabilities = Capabilities(
+        linear=True, rows=frozenset({"dense"}), devices=frozenset({"cpu"}), preference=-1
+    )
+
+    def solve(self, problem: Any) -> Solution:
+        x = torch.tensor([[1.0, 0.0]]).expand(problem.shape[0], 2)
+        return Solution(problem, x, torch.zeros(problem.shape[:2]), (Status.SOLVED,), self.name)
+
+
+@pytest.fixture
+def corner() -> Iterator[str]:
+    backends.register("corner", lambda: Corner)
+    yield "corner"
+    del backends.registry["corner"]
+    backends.loaded.pop("corner", None)
+
+
+def test_an_unknown_backend() -> None:
+    refused(
+        "backend: expected one of numba.* or 'auto', got 'nunba'",
+        backend="nunba",
+        error=BackendNotFoundError,
+    )
+
+
+@pytest.mark.parametrize("backend", [None, [], 3, Corner], ids=repr)
+def test_a_backend_that_is_none(backend: Any) -> None:
+    refused("backend: expected a name, or a Backend made with its options, got", backend=backend)
+
+
+def test_an_unknown_option() -> None:
+    with pytest.raises(ProblemError, match=r"backend 'numba': .*unexpected keyword.*'eps'"):
+        solve(problem(), backend="numba", eps=1e-9)
+
+
+@pytest.mark.parametrize("threads", [0, -2])
+def test_an_option_out_of_range(threads: int) -> None:
+    with pytest.raises(ProblemError, match=f"threads: expected at least 1, got {threads}"):
+        solve(problem(), backend="numba", threads=threads)
+
+
+def test_options_that_have_no_owner() -> None:
+    with pytest.raises(ProblemError, match='expected none with backend="auto"; name the backend'):
+        solve(problem(), threads=1)
+    with pytest.raises(ProblemError, match="give them to the backend's constructor"):
+        solve(problem(), backend=backends.get("numba"), threads=1)
+
+
+def test_a_dense_P_is_not_for_numba() -> None:
+    dense = problem(P=torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+    with pytest.raises(
+        UnsupportedProblemError,
+        match=r"backend 'numba' does not solve a dense P \(it takes: diagonal\); choose another",
+    ):
+        solve(dense, backend="numba")
+    with pytest.raises(UnsupportedProblemError, match="backend 'numba' does not solve a sparse P"):
+        solve(problem(P=torch.eye(2).to_sparse()), backend="numba")
+
+
+def test_a_linear_program_is_not_for_numba_unless_smoothed() -> None:
+    with pytest.raises(
+        UnsupportedProblemError,
+        match=r"does not solve linear programs \(give solve\(..., smoothing=...\) a positive value",
+    ):
+        solve(linear(), backend="numba")
+    assert solve(linear(), backend="numba", smoothing=0.1).x.tolist() == [[1.0, 0.0]]
+
+
+def test_a_P_with_zeros_is_not_for_numba() -> None:
+    with pytest.raises(
+        UnsupportedProblemError,
+        match=r"needs a positive diagonal P: .* add a small positive weight",
+    ):
+        solve(problem(P=torch.tensor([1.0, 0.0])), backend="numba")
+
+
+def test_a_device_that_the_backend_lacks() -> None:
+    data = problem()
+    moved = QP.__new__(QP)
+    moved.__dict__.update(data.__dict__, l=data.l.to(META))
+    with pytest.raises(
+        UnsupportedProblemError, match=r"does not solve tensors on 'meta' \(it runs on: cpu\)"
+    ):
+        solve(moved, backend="numba")
+
+
+@pytest.mark.parametrize("field", ["c", "l", "u", "lb", "ub", "rows"])
+def test_a_linear_program_has_no_gradient_without_smoothing(corner: str, field: str) -> None:
+    values = {
+        "c": torch.ones(2), "l": torch.ones(1), "u": torch.ones(1), "lb": torch.zeros(2),
+        "ub": torch.ones(2), "rows": torch.ones(1, 2),
+    }  # fmt: skip
+    lp = linear(**{field: values[field].requires_grad_()})
+    with pytest.raises(
+        NotDifferentiableError,
+        match=r"piecewise constant in its cost; pass smoothing=... .*no_grad",
+    ):
+        solve(lp, backend=corner)
+    with torch.no_grad():
+        assert solve(lp, backend=corner).x.tolist() == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize("smoothing", [-1.0, NAN, INF])
+def test_smoothing_out_of_range(smoothing: float) -> None:
+    with pytest.raises(ProblemError, match="smoothing: expected a positive number, got"):
+        solve(linear(), smoothing=smoothing)
+
+
+def test_smoothing_of_a_quadratic_program() -> None:
+    with pytest.raises(ProblemError, match="smoothing: a QP needs none; give it a larger P"):
+        solve(problem(), smoothing=0.1)
+
+
+def test_a_problem_that_is_none() -> None:
+    with pytest.raises(ProblemError, match="problem: expected a QP or an LP, got Tensor"):
+        solve(SCORES)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------
+# QP and LP
+# ---------------------------------------------------------------------------------------------
+
+BAD_PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
+    "q no tensor": ({"q": [1.0, 2.0]}, "q: expected a tensor, got list"),
+    "q integers": ({"q": torch.ones(2).long()}, r"q: expected float32 or float64, got torch.int64"),
+    "q half": ({"q": torch.ones(2).half()}, r"q: expected float32 or float64, got torch.float16"),
+    "q of 3 dimensions": ({"q": torch.ones(1, 1, 2)}, r"q: expected shape \(n,\) or \(B, n\)"),
+    "q empty": ({"q": torch.ones(0)}, r"q: expected shape .* n >= 1, got \(0,\)"),
+    "q NaN": ({"q": torch.tensor([NAN, 0])}, "q: expected finite values, got NaN or infinity"),
+    "q infinite": ({"q": torch.tensor([INF, 0])}, "q: expected finite values, got NaN or infinity"),
+    "P no tensor": ({"P": None}, "P: expected a tensor, got NoneType"),
+    "P integers": ({"P": torch.ones(2).int()}, "P: expected float32 or float64, got torch.int32"),
+    "P of a wrong size": ({"P": torch.ones(3)}, r"P: expected \(1, 2\) for a diagonal or .*3"),
+    "P of a wrong batch": (
+        {"P": torch.ones(3, 2), "q": torch.zeros(2, 2)}, r"P: expected \(2, 2\) for .*got \(3, 2\)"
+    ),
+    "dense P of a wrong size": (
+        {"P": torch.ones(1, 3, 3)}, r"P: expected \(1, 2\) for a diagonal or \(1, 2, 2\) for a mat"
+    ),
+    "P negative": (
+        {"P": torch.tensor([1.0, -1.0])},
+        r"P: expected a finite diagonal without negative entries \(a convex problem\)",
+    ),
+    "P NaN": ({"P": torch.tensor([1.0, NAN])}, "P: expected a finite diagonal"),
+    "dense P NaN": ({"P": torch.full((2, 2), NAN)}, "P: expected finite values, got NaN"),
+    "sparse P NaN": (
+        {"P": torch.tensor([[NAN, 0.0], [0.0, 1.0]]).to_sparse()}, "P: expected finite values"
+    ),
+    "P asymmetric": (
+        {"P": torch.tensor([[1.0, 2.0], [0.0, 1.0]])},
+        r"P: expected a symmetric matrix; pass \(P \+ P.mT\) / 2",
+    ),
+    "sparse P asymmetric": (
+        {"P": torch.tensor([[1.0, 2.0], [0.0, 1.0]]).to_sparse()}, "P: expected a symmetric matrix"
+    ),
+    "sparse P of a wrong size": (
+        {"P": torch.eye(3).to_sparse()}, r"P: expected shape \(1, 2, 2\), got \(1, 3, 3\)"
+    ),
+    "rows no tensor": ({"rows": [[1.0, 1.0]]}, "rows: expected Rows or a tensor, got list"),
+    "rows integers": ({"rows": torch.ones(1, 2).int()}, "rows: expected float32 or float64"),
+    "rows of 1 dimension": (
+        {"rows": torch.ones(2)}, r"rows: expected a matrix \(m, n\) or \(B, m, n\), got"
+    ),
+    "rows too wide": (
+        {"rows": torch.ones(1, 3)}, "rows: expected 2 columns, one per variable, got 3"
+    ),
+    "rows NaN": ({"rows": torch.tensor([[1.0, NAN]])}, "rows: expected finite values, got NaN"),
+    "rows of a wrong batch": (
+        {"rows": torch.ones(2, 1, 2), "q": torch.zeros(3, 2)}, "rows: expected a batch of 1 or 3"
+    ),
+    "rows elsewhere": ({"rows": torch.ones(1, 2, device=META)}, "rows: expected device cpu, got m"),
+    "l no tensor": ({"l": 0.0}, "l: expected a tensor, got float"),
+    "l of a wrong size": ({"l": torch.zeros(2)}, r"l: expected shape \(1, 1\) or \(1,\), got"),
+    "l of a wrong batch": (
+        {"l": torch.zeros(2, 1), "q": torch.zeros(3, 2)}, r"l: expected shape \(3, 1\) or \(1,\)"
+    ),
+    "l elsewhere": (
+        {"l": torch.zeros(1, device=META)}, "l: expected device cpu, where q is, got meta; move it"
+    ),
+    "sides crossed": (
+        {"l": torch.ones(1), "u": torch.zeros(1)},
+        r"l, u: expected l <= u without NaN, .*; it fails first at index \(0,\)",
+    ),
+    "side NaN": ({"l": torch.tensor([NAN])}, "l, u: expected l <= u without NaN"),
+    "side infinite on the wrong end": (
+        {"l": torch.tensor([INF]), "u": torch.tensor([INF])}, "no side infinite on the wrong end"
+    ),
+    "bounds crossed": (
+        {"lb": torch.tensor([0.0, 1.0]), "ub": torch.tensor([1.0, 0.0])},
+        r"lb, ub: expected lb <= ub without NaN, .*; it fails first at index \(1,\)",
+    ),
+    "bound NaN": ({"ub": NAN}, "lb, ub: expected lb <= ub without NaN"),
+    "bound no number": ({"lb": "0"}, "lb: expected a number, a tensor or None, got '0'"),
+    "bound integers": ({"lb": torch.zeros(2).int()}, "lb: expected float32 or float64, got"),
+    "bound of a wrong size": ({"ub": torch.ones(3)}, r"ub: expected shape \(1, 2\) or \(2,\), got"),
+    "bound elsewhere": ({"ub": torch.ones(2, device=META)}, "ub: expected device cpu, where q is"),
+    "names too few": (
+        {"row_names": ("a", "b")}, "row_names: expected 1 names, one per row, got 2"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "match"), BAD_PROBLEMS.values(), ids=BAD_PROBLEMS.keys())
+def test_a_malformed_QP(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ProblemError, match=match):
+        problem(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [value for name, value in BAD_PROBLEMS.items() if not {"P", "q"} & set(value[0])],
+    ids=[name for name, value in BAD_PROBLEMS.items() if not {"P", "q"} & set(value[0])],
+)
+def test_a_malformed_LP(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ProblemError, match=match):
+        linear(**changes)
+
+
+@pytest.mark.parametrize(
+    ("c", "match"),
+    [
+        ([1.0, 2.0], "c: expected a tensor, got list"),
+        (torch.ones(2).int(), "c: expected float32 or float64, got torch.int32"),
+    ],
+)
+def test_a_malformed_cost(c: Any, match: str) -> None:
+    with pytest.raises(ProblemError, match=match):
+        linear(c=c)
+
+
+# ---------------------------------------------------------------------------------------------
+# Rows
+# ---------------------------------------------------------------------------------------------
+
+INDEX = torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ((torch.ones(2, 3), torch.tensor([0, 3]), torch.ones(2)),
+         r"rows.cell: expected values in 0..2, one for each column of coefficient; got 0..3"),
+        ((torch.ones(2, 3), torch.tensor([-1, 0]), torch.ones(2)), "rows.cell: .*got -1..0"),
+        ((torch.ones(2, 3), INDEX.short(), torch.ones(2)),
+         r"rows.cell: expected int64, int32 or uint8, got torch.int16; convert with .long\(\)"),
+        ((torch.ones(2, 3), INDEX.double(), torch.ones(2)), "rows.cell: .*got torch.float64"),
+        ((torch.ones(2, 3), [0, 1], torch.ones(2)), "rows.cell: expected a tensor, got list"),
+        ((torch.ones(2, 3).int(), INDEX, torch.ones(2)), "rows.coefficient: expected float32"),
+        (([[1.0]], INDEX, torch.ones(2)), "rows.coefficient: expected a tensor, got list"),
+        ((torch.ones(2, 3), INDEX, torch.ones(2).int()), "rows.weight: expected float32"),
+        ((torch.ones(2, 3), INDEX, torch.ones(3)),
+         r"rows: expected coefficient \(B, m, K\).*; got \(1, 2, 3\), \(1, 2\) and \(1, 3\)"),
+        ((torch.ones(3), INDEX, torch.ones(2)), r"rows: expected coefficient \(B, m, K\)"),
+        ((torch.ones(2, 2, 3), INDEX.repeat(3, 1), torch.ones(2)), "with one B and one n; got"),
+    ],
+)  # fmt: skip
+def test_malformed_cell_rows(arguments: tuple[Any, ...], match: str) -> None:
+    with pytest.raises(ProblemError, match=match):
+        CellRows(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ((INDEX, INDEX, torch.ones(2), 1, 2),
+         r"rows.row: expected indices in 0..0, got 0..1"),
+        ((INDEX, INDEX - 1, torch.ones(2), 2, 2), r"rows.column: expected indices in 0..1, got -1"),
+        ((INDEX.int(), INDEX, torch.ones(2), 2, 2),
+         r"rows.row: expected an int64 tensor of shape \(2,\), .*got torch.int32 of shape \(2,\)"),
+        ((INDEX, INDEX[:1], torch.ones(2), 2, 2), r"rows.column: expected an int64 .*shape \(1,\)"),
+        (([0, 1], INDEX, torch.ones(2), 2, 2), "rows.row: expected a tensor, got list"),
+        ((INDEX, INDEX, torch.ones(2).int(), 2, 2), "rows.values: expected float32 or float64"),
+        ((INDEX, INDEX, torch.ones(1, 1, 2), 2, 2),
+         r"rows.values: expected shape \(E,\) or \(B, E\), got \(1, 1, 2\)"),
+    ],
+)  # fmt: skip
+def test_malformed_sparse_rows(arguments: tuple[Any, ...], match: str) -> None:
+    with pytest.raises(ProblemError, match=match):
+        SparseRows(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "match"),
+    [
+        ([[1.0]], "rows: expected a tensor, got list"),
+        (torch.ones(1, 2).int(), "rows: expected float32 or float64, got torch.int32; convert"),
+        (torch.ones(2), r"rows: expected a matrix \(m, n\) or \(B, m, n\), got shape \(2,\)"),
+        (torch.ones(1, 1, 1, 2), r"got shape \(1, 1, 1, 2\)"),
+    ],
+)
+def test_malformed_dense_rows(matrix: Any, match: str) -> None:
+    with pytest.raises(ProblemError, match=match):
+        DenseRows(matrix)
+
+
+# ---------------------------------------------------------------------------------------------
+# After a refusal
+# ---------------------------------------------------------------------------------------------
+
+
+def test_a_layer_works_after_it_refused() -> None:
+    layer = FairnessLayer(PARITY, bounds=(0, 1))
+    first = layer(SCORES, GROUPS)
+    solution = layer.last
+    for scores, groups in ((changed(SCORES, NAN), GROUPS), (SCORES, GROUPS.float())):
+        with pytest.raises(ProblemError):
+            layer(scores, groups)
+        assert layer.last is solution
+    assert layer(SCORES, GROUPS).tolist() == first.tolist()
+
+
+def test_problem_errors_are_value_errors() -> None:
+    """So that code which knows nothing of fairopt catches them as Python's own."""
+    with pytest.raises(ValueError, match="tolerance"):
+        DemographicParity(tolerance=-1)
+    with pytest.raises(LookupError, match="backend"):
+        backends.get("none such")
+
+
+def test_formulate_refuses_what_the_layer_refuses() -> None:
+    with pytest.raises(ProblemError, match="scores: expected finite"):
+        formulate(PARITY, changed(SCORES, NAN), GROUPS, bounds=(0, 1))
