@@ -78,6 +78,10 @@ class Backend(ABC):
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
 
+    def __repr__(self) -> str:
+        options = (f"{k}={v!r}" for k, v in vars(self).items() if not k.startswith("_"))
+        return f"{type(self).__name__}({', '.join(options)})"
+
     @abstractmethod
     def solve(self, problem: Problem) -> Solution:
         """Solve a batch of detached problems that ``capabilities`` covers.
