@@ -103,9 +103,15 @@ def formulate(
         names, skipped, coefficient, l, u = leave_out(rows, totals, l, u, missing_group)  # noqa: E741
     if rows.shifted and names:
         assert values is not None
-        sums = cells.sum(values if weight is None else values * weight, batch)
+        weighted = values if weight is None else values * weight
+        sums = cells.sum(weighted, batch)
         kept = [rows.names.index(name) for name in names]
-        shift = (coefficient @ sums.unsqueeze(-1)).squeeze(-1) * rows.residual[kept]
+        shift = (coefficient @ sums.unsqueeze(-1)).squeeze(-1)
+        # Equal means of targets differ by rounding; as a side that would ask for the impossible
+        # where every prediction sits at a bound.
+        size = coefficient.detach().abs() @ cells.sum(weighted.detach().abs(), batch).unsqueeze(-1)
+        shift = torch.where(shift.abs() <= 4e-15 * size.squeeze(-1), 0 * shift, shift)
+        shift = shift * rows.residual[kept]
         l, u = l + shift, u + shift  # noqa: E741
 
     lower, upper = inward_bounds(bounds, scores, flat)

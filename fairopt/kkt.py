@@ -81,15 +81,6 @@ class Gradients:
         return self.P, self.q, *self.rows, self.l, self.u, self.lb, self.ub
 
 
-def diagonal(problem: QP) -> Tensor:
-    """The diagonal of P, ``(B, n)``, float64; 1 where it is zero. The metric of the rules above."""
-    P = problem.P
-    if isinstance(P, SparseRows):
-        P = P.to_dense().matrix
-    d = (P if P.dim() == 2 else P.diagonal(dim1=-2, dim2=-1)).double()
-    return torch.where(d > 0, d, 1.0)
-
-
 def active_sides(
     multiplier: Tensor, value: Tensor, low: Tensor, high: Tensor, metric: Tensor
 ) -> Tensor:
@@ -141,7 +132,7 @@ def least_norm(N: Tensor, c: Tensor) -> Tensor:
 def adjoint(problem: QP, solution: Solution, g: Tensor) -> Adjoint:
     """Solve (*) for dL/dx = g, ``(B, n)``."""
     g = g.double()
-    d = diagonal(problem)
+    d = problem.diagonal()
     active = row_sides(problem, solution, d) != 0
     free = bound_sides(problem, solution, d) == 0
     if problem.is_diagonal:
@@ -209,7 +200,7 @@ def gradients(
         above = torch.where(y > 0, 1.0, torch.where(y < 0, 0.0, 0.5))
         grad_u, grad_l = -nu * above, -nu * (1 - above)
     if need_lb or need_ub:
-        d = diagonal(problem)
+        d = problem.diagonal()
         side = bound_sides(problem, solution, d)
         whole = g.double() + problem.apply_quadratic(v) + problem.rows.transpose_apply(nu)
         grad_ub = torch.where(side > 0, whole, 0.0)

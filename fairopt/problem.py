@@ -525,6 +525,12 @@ class QP:
         """The same problem without its history."""
         return self.with_tensors(*map(without_history, self.tensors))
 
+    def diagonal(self) -> Tensor:
+        """The diagonal of P, ``(B, n)``, float64; 1 where it is zero. A metric, not a matrix."""
+        P = self.P.to_dense().matrix if isinstance(self.P, SparseRows) else self.P
+        d = (P if P.dim() == 2 else P.diagonal(dim1=-2, dim2=-1)).double()
+        return torch.where(d > 0, d, 1.0)
+
     def apply_quadratic(self, x: Tensor) -> Tensor:
         """P x in float64: ``(B, n)`` to ``(B, n)``."""
         if isinstance(self.P, SparseRows):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fairopt.problem import LP, Problem, Rows, trusted
 
+TINY = 1e-200  # added to the scale of a row: what is smaller than this is zero
+
 __all__ = ["Residuals", "Solution", "Status", "residuals"]
 
 
@@ -35,12 +37,12 @@ class Residuals:
     Attributes:
         stationarity: max_i |P x + q + A^T y + w|_i over max_i of the sum of the magnitudes of its
             terms.
-        primal: worst violation of a row relative to its scale sum_i |A_ri x_i| + |side|; infinite
-            if any bound is exceeded at all.
+        primal: worst violation of a row over its scale sum_i |A_ri| max_j |x_j| + |side|; infinite if
+            any bound is exceeded at all.
         dual_sign: worst multiplier that pushes towards a side that is not there (infinite), over
             the largest multiplier.
         complementarity: sum of |multiplier| times the distance to the side it belongs to, over
-            the magnitude of the objective's terms.
+            the magnitude of the objective's terms, here and at its minimum without constraints.
     """
 
     stationarity: Tensor
@@ -133,13 +135,14 @@ def gradient(problem: Problem, x: Tensor, row_dual: Tensor) -> Tensor:
 
 
 def row_excess(rows: Rows, l: Tensor, u: Tensor, x: Tensor) -> Tensor:  # noqa: E741
-    """Violation of each row relative to its scale sum_i |A_ri x_i| + |side|: ``(B, m)``."""
+    """Violation of each row over its scale, sum_i |A_ri| max_j |x_j| + |side|: ``(B, m)``."""
     x = x.double()
-    value, scale = rows.apply(x), rows.absolute().apply(x.abs())
+    value = rows.apply(x)
+    scale = rows.absolute().apply(x.abs().amax(-1, keepdim=True).expand_as(x))
     above, below = value - u.double(), l.double() - value
     side = torch.where(above > below, u.double(), l.double()).abs()
     excess = torch.maximum(above, below).clamp(min=0)
-    return torch.where(excess > 0, excess / (scale + side), 0.0)
+    return torch.where(excess > 0, excess / (scale + side + TINY), 0.0)
 
 
 def residuals(
@@ -184,8 +187,19 @@ def residuals(
         + (linear.double() * x).abs().sum(-1)
         + (y * value).abs().sum(-1)
         + (w * x).abs().sum(-1)
+        + unconstrained_size(problem)
     )
     return Residuals(stationarity, primal, dual_sign, ratio(slack, size))
+
+
+def unconstrained_size(problem: Problem) -> Tensor:
+    """sum_i q_i^2 / P_ii, the magnitude of the objective far from the constraints: ``(B,)``.
+
+    Without it a solution at zero would have nothing to be relative to.
+    """
+    if isinstance(problem, LP):
+        return torch.zeros(len(problem.c), dtype=torch.float64, device=problem.c.device)
+    return (problem.q.double().square() / problem.diagonal()).sum(-1)
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ __all__ = [
 CONTINUE, CONVERGED, STALLED, INFEASIBLE, NOT_FINITE = 0, 1, 2, 3, 4
 
 EPS = float(np.finfo(np.float64).eps)
-TINY = 1e-290  # below this, doubles run out of digits
+TINY = 1e-200  # added to every scale: what is smaller than this is zero
 
 # Slots of the float state of one solve.
 MU, ALPHA, LOW, LOW_SLOPE, HIGH, HIGH_SLOPE, SLOPE0, BEST, STATE_SIZE = 0, 1, 2, 3, 4, 5, 6, 7, 8
@@ -187,16 +187,16 @@ def scatter(values, cell, first, last, position, out):  # type: ignore[no-untype
 
 
 @compiled()
-def cell_limits(inverse, w, lb, ub, start, first, last, H, low, high):  # type: ignore[no-untyped-def]
-    """Per cell: curvature with nothing clipped, least and greatest sum that the bounds allow."""
+def cell_limits(inverse, w, lb, ub, start, first, last, H, low, high, mass):  # type: ignore[no-untyped-def]
+    """Per cell: curvature with nothing clipped, least and greatest sum within the bounds, weight."""
     for k in range(H.shape[0]):
         a = max(start[k], first)
         b = max(a, min(start[k + 1], last))
-        H[k], low[k], high[k] = limits(inverse, w, lb, ub, a, b)
+        H[k], low[k], high[k], mass[k] = limits(inverse, w, lb, ub, a, b)
 
 
 def limits(inverse, w, lb, ub, a, b):  # type: ignore[no-untyped-def]
-    """Curvature, least and greatest sum of the samples a <= i < b of one cell."""
+    """Curvature, least and greatest sum, and sum of |w|, of samples a <= i < b of one cell."""
     raise NotImplementedError
 
 
@@ -205,20 +205,21 @@ def _limits(inverse, w, lb, ub, a, b):  # type: ignore[no-untyped-def]
     if isinstance(w, types.Array):
 
         def each(inverse, w, lb, ub, a, b):  # type: ignore[no-untyped-def]
-            H = low = high = 0.0
+            H = low = high = mass = 0.0
             for i in range(a, b):
                 one = one_limit(inverse[i], w[i], lb[i], ub[i])
                 H += one[0]
                 low += one[1]
                 high += one[2]
-            return H, low, high
+                mass += abs(w[i])
+            return H, low, high, mass
 
         return each
 
     def alike(inverse, w, lb, ub, a, b):  # type: ignore[no-untyped-def]
         n = b - a
         H, low, high = one_limit(inverse, w, lb, ub)
-        return (n * H, n * low, n * high) if n else (0.0, 0.0, 0.0)
+        return (n * H, n * low, n * high, n * abs(w)) if n else (0.0, 0.0, 0.0, 0.0)
 
     return alike
 
@@ -282,28 +283,29 @@ def rounded_sums(q, inverse, w, lb, ub, t_hi, t_lo):  # type: ignore[no-untyped-
 
 
 @compiled()
-def pair_limits(inverse, w, lb, ub, cell, first, last, H, low, high):  # type: ignore[no-untyped-def]
+def pair_limits(inverse, w, lb, ub, cell, first, last, H, low, high, mass):  # type: ignore[no-untyped-def]
     """``cell_limits`` for at most two cells, samples in any order."""
     cell = cell[first:last]
     inverse, w = part(inverse, first, last), part(w, first, last)
     lb, ub = part(lb, first, last), part(ub, first, last)
     K = H.shape[0]
     for k in range(K):
-        H[k] = low[k] = high[k] = 0.0
+        H[k] = low[k] = high[k] = mass[k] = 0.0
     if isinstance(w, float):
         ones = 0
         for i in range(cell.shape[0]):
             ones += cell[i] != 0
         for k in range(K):
             number = ones if k == 1 else last - first - ones
-            H[k], low[k], high[k] = limits(inverse, w, lb, ub, 0, number)
+            H[k], low[k], high[k], mass[k] = limits(inverse, w, lb, ub, 0, number)
     else:
         for i in range(cell.shape[0]):
-            a, b, c = limits(inverse, w, lb, ub, i, i + 1)
             k = cell[i]
+            a, b, c, d = limits(inverse, w, lb, ub, i, i + 1)
             H[k] += a
             low[k] += b
             high[k] += c
+            mass[k] += d
 
 
 @compiled(fastmath={"reassoc", "nsz"})
@@ -594,6 +596,7 @@ def newton_step(C, l, u, floor, s, D, y, y_new, dt, ray):  # type: ignore[no-unt
         lam[:] = 0.0
 
     solved = True
+    contradiction = 0.0  # the worst so far; what ray proves
     for _ in range(50 * (m + K) + 50):
         # The most violated row, in the metric of the model.
         worst = 0.0
@@ -642,10 +645,13 @@ def newton_step(C, l, u, floor, s, D, y, y_new, dt, ray):  # type: ignore[no-unt
                 full = worst / (reach * reach)
             if blocking < 0 and full == np.inf:
                 # Dependent on rows that cannot give way. Within rounding it holds; beyond, never.
-                ray[:] = 0.0
-                ray[p] = p_side / length[p]
-                for j in range(q):
-                    ray[W[j]] = -rate[j] / length[W[j]]
+                if worst > contradiction:
+                    contradiction = worst
+                    ray[:] = 0.0
+                    ray[p] = p_side / length[p]
+                    for j in range(q):
+                        if abs(rate[j]) > NO_RATE:
+                            ray[W[j]] = -rate[j] / length[W[j]]
                 solved = False
                 active[p] = True  # left aside with what it has pulled; the other rows still count
                 aside[p] = p_side * lam_p
@@ -723,15 +729,12 @@ def proves_infeasible(C, l, u, ray, low, high):  # type: ignore[no-untyped-def]
         for r in range(m):
             c += ray[r] * C[r, k]
             total += abs(ray[r] * C[r, k])
-        if abs(c) <= 1e-12 * total:
-            # Zero but for rounding: it counts only through what rounding could have hidden.
-            reach = max(abs(low[k]), abs(high[k]))
-            if reach < np.inf:
-                size += total * reach
-            continue
-        term = c * low[k] if c > 0.0 else c * high[k]
-        least += term
-        size += abs(term)
+        end = low[k] if c > 0.0 else high[k]
+        if not math.isinf(end):
+            least += c * end
+            size += total * max(abs(low[k]) if low[k] > -np.inf else 0.0, abs(end))
+        elif abs(c) > 1e-9 * total:
+            return False  # this cell alone can make up for anything
     return least > 1e-11 * size
 
 
@@ -745,7 +748,7 @@ def two_sum_into(hi, lo, change):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def advance(C, l, u, low, high, H, s, h, size, rounding, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
+def advance(C, l, u, low, high, H, mass, s, h, size, rounding, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
     """Given the pass at the trial tilt, take it or shorten the step; then set the next trial.
 
     ``rounding`` is the relative error to expect of a sum over the samples.
@@ -838,11 +841,12 @@ def advance(C, l, u, low, high, H, s, h, size, rounding, numbers, counts, Y, T, 
     # How far from optimal, relative to what rounding allows.
     floor = np.empty(m)
     worst = 0.0
+    largest = largest_mean(size, mass)
     for r in range(m):
         value = scale = 0.0
         for k in range(K):
             value += C[r, k] * s[k]
-            scale += abs(C[r, k]) * size[k]
+            scale += abs(C[r, k]) * mass[k] * largest
         if y[r] > 0.0:
             off = abs(value - u[r])
         elif y[r] < 0.0:
@@ -853,7 +857,7 @@ def advance(C, l, u, low, high, H, s, h, size, rounding, numbers, counts, Y, T, 
             scale = max(scale, abs(u[r]))
         if math.isfinite(l[r]):
             scale = max(scale, abs(l[r]))
-        floor[r] = max(rounding * scale, TINY)
+        floor[r] = rounding * (scale + TINY)
         if off > floor[r]:
             worst = max(worst, off / floor[r])
     if worst == 0.0:
@@ -909,18 +913,29 @@ def sum_rounding(n):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def excess(C, l, u, s, size):  # type: ignore[no-untyped-def]
-    """Worst violation of a row relative to its scale, as fairopt.solution.row_excess has it."""
+def largest_mean(size, mass):  # type: ignore[no-untyped-def]
+    """Largest mean |x| of a cell: never more than the largest |x|."""
+    largest = 0.0
+    for k in range(size.shape[0]):
+        if mass[k] > 0.0:
+            largest = max(largest, size[k] / mass[k])
+    return largest
+
+
+@compiled()
+def excess(C, l, u, mass, s, size):  # type: ignore[no-untyped-def]
+    """Worst violation of a row over its scale: at least what fairopt.solution.row_excess finds."""
     worst = 0.0
+    largest = largest_mean(size, mass)
     for r in range(C.shape[0]):
         value = scale = 0.0
         for k in range(C.shape[1]):
             value += C[r, k] * s[k]
-            scale += abs(C[r, k]) * size[k]
+            scale += abs(C[r, k]) * mass[k] * largest
         if value > u[r]:
-            worst = max(worst, (value - u[r]) / (scale + abs(u[r])))
+            worst = max(worst, (value - u[r]) / (scale + abs(u[r]) + TINY))
         elif value < l[r]:
-            worst = max(worst, (l[r] - value) / (scale + abs(l[r])))
+            worst = max(worst, (l[r] - value) / (scale + abs(l[r]) + TINY))
     return worst
 
 
@@ -934,12 +949,12 @@ def solve_one(C, l, u, q, inverse, w, lb, ub, cell, grouped, single):  # type: i
     n = q.shape[0]
     m, K = C.shape
     start = np.zeros(K + 1, np.int64)
-    low, high, H = np.empty(K), np.empty(K), np.empty(K)
+    low, high, H, mass = np.empty(K), np.empty(K), np.empty(K), np.empty(K)
     s, h, size = np.empty(K), np.empty(K), np.empty(K)
     pair = K <= 2 and not grouped
     qs, ps, ws, los, ups = q, inverse, w, lb, ub
     if pair:
-        pair_limits(ps, ws, los, ups, cell, 0, n, H, low, high)
+        pair_limits(ps, ws, los, ups, cell, 0, n, H, low, high, mass)
     else:
         if grouped:
             for k in range(K + 1):
@@ -951,7 +966,7 @@ def solve_one(C, l, u, q, inverse, w, lb, ub, cell, grouped, single):  # type: i
             qs = in_order(q, cell, start)
             ps, ws = in_order(inverse, cell, start), in_order(w, cell, start)
             los, ups = in_order(lb, cell, start), in_order(ub, cell, start)
-        cell_limits(ps, ws, los, ups, start, 0, n, H, low, high)
+        cell_limits(ps, ws, los, ups, start, 0, n, H, low, high, mass)
     numbers, counts, Y, T, dt = new_state(m, K)
     status = CONTINUE
     while status == CONTINUE:
@@ -960,14 +975,14 @@ def solve_one(C, l, u, q, inverse, w, lb, ub, cell, grouped, single):  # type: i
         else:
             evaluate(qs, ps, ws, los, ups, start, T[2], T[3], 0, n, False, s, h, size)
         status = advance(
-            C, l, u, low, high, H, s, h, size, sum_rounding(n), numbers, counts, Y, T, dt
+            C, l, u, low, high, H, mass, s, h, size, sum_rounding(n), numbers, counts, Y, T, dt
         )
     if single and pair:
         pair_evaluate(qs, ps, ws, los, ups, cell, T[0], T[1], 0, n, True, s, h, size)
     elif single:
         evaluate(qs, ps, ws, los, ups, start, T[0], T[1], 0, n, True, s, h, size)
     y = Y[2] if status == INFEASIBLE else Y[0]
-    return status, counts[EVALUATIONS], y, T[0], T[1], excess(C, l, u, s, size)
+    return status, counts[EVALUATIONS], y, T[0], T[1], excess(C, l, u, mass, s, size)
 
 
 @compiled()

@@ -207,7 +207,7 @@ def solve_parallel(
     inverse, w, lb, ub = data.of(0)
     n, (m, K) = len(q), C.shape
     cut = [n * i // workers for i in range(workers + 1)]
-    parts = np.empty((3, workers, K))
+    parts = np.empty((4, workers, K))
     pair = K <= 2
     if pair:
         qs, ps, ws, los, ups = q, inverse, w, lb, ub
@@ -215,7 +215,7 @@ def solve_parallel(
         each(
             workers,
             lambda c: kernels.pair_limits(
-                ps, ws, los, ups, cell, cut[c], cut[c + 1], parts[0, c], parts[1, c], parts[2, c]
+                ps, ws, los, ups, cell, cut[c], cut[c + 1], *parts[:, c]
             ),
         )
     else:
@@ -239,10 +239,10 @@ def solve_parallel(
         each(
             workers,
             lambda c: kernels.cell_limits(
-                ps, ws, los, ups, place, cut[c], cut[c + 1], parts[0, c], parts[1, c], parts[2, c]
+                ps, ws, los, ups, place, cut[c], cut[c + 1], *parts[:, c]
             ),
         )
-    H, low, high = parts.sum(1)
+    H, low, high, mass = parts.sum(1)
     numbers, counts, Y, T, dt = kernels.new_state(m, K)
     one_pass = kernels.pair_evaluate if pair else kernels.evaluate
 
@@ -254,7 +254,7 @@ def solve_parallel(
                 parts[0, c], parts[1, c], parts[2, c],
             ),
         )  # fmt: skip
-        total: Array = parts.sum(1)
+        total: Array = parts[:3].sum(1)
         return total
 
     rounding = kernels.sum_rounding(n)
@@ -262,7 +262,7 @@ def solve_parallel(
     while status == kernels.CONTINUE:
         s, h, size = evaluate(T[2], T[3], False)
         status = kernels.advance(
-            C, l, u, low, high, H, s, h, size, rounding, numbers, counts, Y, T, dt
+            C, l, u, low, high, H, mass, s, h, size, rounding, numbers, counts, Y, T, dt
         )
     y[:] = Y[2] if status == kernels.INFEASIBLE else Y[0]
     tilt[:] = T[0] + T[1]
@@ -272,7 +272,7 @@ def solve_parallel(
     )
     if data.single:
         s, h, size = evaluate(T[0], T[1], True)
-    return status, int(counts[kernels.EVALUATIONS]), kernels.excess(C, l, u, s, size)
+    return status, int(counts[kernels.EVALUATIONS]), kernels.excess(C, l, u, mass, s, size)
 
 
 def raise_failure(
