@@ -30,6 +30,7 @@ Groups: TypeAlias = Tensor | Mapping[str, Tensor]
 Bound: TypeAlias = Tensor | float | None
 Bounds: TypeAlias = tuple[Bound, Bound] | None
 MissingGroup: TypeAlias = Literal["skip", "raise"]
+GroupCounts: TypeAlias = Mapping[str, int] | int | None
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 SCORES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -47,6 +48,7 @@ def formulate(
     bounds: Bounds,
     weights: Tensor | None = None,
     missing_group: MissingGroup = "skip",
+    group_counts: GroupCounts = None,
 ) -> QP:
     """Write the projection of scores onto parity constraints as a QP.
 
@@ -70,6 +72,10 @@ def formulate(
             sample of weight 0 is only clipped to the bounds.
         missing_group: ``"skip"`` leaves out rows that compare a group of which the batch holds
             nothing (``problem.skipped`` names them); ``"raise"`` refuses the batch.
+        group_counts: how many groups each attribute has, by name (or one number for all): codes run
+            from 0 to one less. Without it they run to the largest code of the call, so that a batch
+            lacking the LAST groups cannot be told from one in which they do not exist. Bool
+            groups have two.
 
     Raises:
         ProblemError: an argument is outside what is said above.
@@ -82,7 +88,8 @@ def formulate(
     attributes = group_codes(groups, scores, flat)
     recipes, used = plan(constraints, tuple(attributes))
     outcome, values = outcome_and_targets(constraints, targets, scores, flat)
-    cells = make_cells({name: attributes[name] for name in used}, outcome)
+    counts = counted(group_counts, groups, used)
+    cells = make_cells({name: attributes[name] for name in used}, outcome, counts)
     rows = comparison(recipes, cells.axes, cells.outcome_axis, flat.device)
     weight, P, linear = objective(flat, weights)
 
@@ -228,6 +235,26 @@ def group_codes(groups: Groups, scores: Tensor, flat: Tensor) -> dict[str, Tenso
             )
         found[name] = codes.view(torch.uint8) if codes.dtype == torch.bool else codes
     return found
+
+
+def counted(
+    group_counts: GroupCounts, groups: Groups, used: tuple[str, ...]
+) -> dict[str, int] | None:
+    """The declared number of groups of each attribute in use; ``None`` if none is declared."""
+    boolean = {
+        name: 2
+        for name in used
+        if (groups[name] if isinstance(groups, Mapping) else groups).dtype == torch.bool
+    }
+    if group_counts is None:
+        return boolean or None
+    named = group_counts if isinstance(group_counts, Mapping) else dict.fromkeys(used, group_counts)
+    for name, count in named.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ProblemError(
+                f"group_counts: expected a whole number of at least 1 for {name!r}, got {count!r}"
+            )
+    return boolean | {name: named[name] for name in used if name in named}
 
 
 def outcome_and_targets(
@@ -447,7 +474,9 @@ class Cells:
         return self.sum(ones.expand(self.index.shape), batch)
 
 
-def make_cells(attributes: Mapping[str, Tensor], outcome: Tensor | None) -> Cells:
+def make_cells(
+    attributes: Mapping[str, Tensor], outcome: Tensor | None, counts: Mapping[str, int] | None
+) -> Cells:
     """Number the combinations of all attributes in use, in row-major order."""
     axes, parts = [], []
     for name, codes in attributes.items():
@@ -458,7 +487,15 @@ def make_cells(attributes: Mapping[str, Tensor], outcome: Tensor | None) -> Cell
                 f"groups[{name!r}]: expected codes of at least 0, got {low}; give unknown members "
                 "a code of their own, or leave them out"
             )
-        if high < MOST_CODES:
+        declared = counts.get(name) if counts else None
+        if declared is not None:
+            if high >= declared:
+                raise ProblemError(
+                    f"groups[{name!r}]: expected codes below {declared}, the number of groups "
+                    f"declared, got {high}; correct the code, or group_counts"
+                )
+            values = tuple(range(declared))
+        elif high < MOST_CODES:
             values = tuple(range(high + 1))
         else:
             distinct, codes = torch.unique(codes, return_inverse=True)

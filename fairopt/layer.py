@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from fairopt.backends import Backend
 from fairopt.constraints import Constraint
-from fairopt.formulate import Bounds, Groups, MissingGroup, as_constraints, formulate
+from fairopt.formulate import (
+    Bounds,
+    GroupCounts,
+    Groups,
+    MissingGroup,
+    as_constraints,
+    formulate,
+)
 from fairopt.solution import Solution
 from fairopt.solve import solve
 
@@ -29,10 +36,12 @@ class FairnessLayer(nn.Module):
         backend: a name, or a backend object with its options; ``"auto"`` picks.
         missing_group: what to do when a batch lacks a group: ``"skip"`` leaves its rows out and
             says so in ``layer.last.skipped``, ``"raise"`` refuses the batch.
+        group_counts: how many groups each attribute has, by name, or one number for all. Without it
+            a batch that lacks the groups with the highest codes cannot be told from complete.
 
     Attributes:
-        last: the last ``Solution``, detached; ``None`` before the first call. Not saved, copied
-            or pickled with the module.
+        last: the last ``Solution``, detached, around the predictions that were returned; ``None``
+            before the first call. Not saved, copied or pickled with the module.
 
     Shapes:
         scores ``(n,)``, ``(n, 1)`` or ``(B, n)``; groups ``(n,)`` or ``(B, n)``, or a mapping of
@@ -48,12 +57,14 @@ class FairnessLayer(nn.Module):
         bounds: Bounds,
         backend: str | Backend = "auto",
         missing_group: MissingGroup = "skip",
+        group_counts: GroupCounts = None,
     ) -> None:
         super().__init__()
         self.constraints = as_constraints(constraints)
         self.bounds = bounds
         self.backend = backend
         self.missing_group = missing_group
+        self.group_counts = group_counts
         self.last = None
 
     def forward(
@@ -67,7 +78,7 @@ class FairnessLayer(nn.Module):
         """Fair predictions; see ``formulate`` for the arguments and ``solve`` for the errors."""
         x, solution = fair_predictions(
             self.constraints, scores, groups, targets, self.bounds, weights, self.missing_group,
-            self.backend,
+            self.group_counts, self.backend,
         )  # fmt: skip
         self.__dict__["last"] = solution  # not through Module.__setattr__: it costs 5 microseconds
         return x
@@ -90,10 +101,11 @@ def project(
     weights: Tensor | None = None,
     backend: str | Backend = "auto",
     missing_group: MissingGroup = "skip",
+    group_counts: GroupCounts = None,
 ) -> Tensor:
     """What ``FairnessLayer`` does, as a function."""
     return fair_predictions(
-        constraints, scores, groups, targets, bounds, weights, missing_group, backend
+        constraints, scores, groups, targets, bounds, weights, missing_group, group_counts, backend
     )[0]
 
 
@@ -105,18 +117,20 @@ def fair_predictions(
     bounds: Bounds,
     weights: Tensor | None,
     missing_group: MissingGroup,
+    group_counts: GroupCounts,
     backend: str | Backend,
 ) -> tuple[Tensor, Solution]:
     """Predictions like the scores, with their history, and the solution, detached."""
     if isinstance(scores, Tensor) and torch.is_autocast_enabled(scores.device.type):
         with torch.autocast(scores.device.type, enabled=False):
             return fair_predictions(
-                constraints, scores, groups, targets, bounds, weights, missing_group, backend
-            )
+                constraints, scores, groups, targets, bounds, weights, missing_group,
+                group_counts, backend,
+            )  # fmt: skip
     problem = formulate(
         constraints, scores, groups, targets, bounds=bounds, weights=weights,
-        missing_group=missing_group,
+        missing_group=missing_group, group_counts=group_counts,
     )  # fmt: skip
     solution = solve(problem, backend=backend)
-    x = solution.x.to(scores.dtype).reshape(scores.shape)
-    return x, solution.detach()
+    x = solution.x.to(scores.dtype)
+    return x.reshape(scores.shape), solution.with_x(x.detach())

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairopt.backends.base import Backend, Capabilities
 from fairopt.errors import BackendNotFoundError, ProblemError
+from fairopt.kkt import Adjoint
 
-__all__ = ["Backend", "Capabilities", "available", "get", "names", "register"]
+if TYPE_CHECKING:
+    from fairopt.backends.numba_ import Numba
+
+__all__ = ["Adjoint", "Backend", "Capabilities", "Numba", "available", "get", "names", "register"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,13 @@ def built_in(module: str, kind: str, package: str, install: str) -> Entry:
 registry: dict[str, Entry] = {
     "numba": built_in("numba_", "Numba", "numba", "pip install numba"),
 }
+
+
+def __getattr__(name: str) -> Any:
+    """The classes of the built-in backends, for their options: ``Numba(threads=1)``."""
+    if name == "Numba":
+        return registry["numba"].load()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def register(name: str, load: Callable[[], type[Backend]]) -> None:
