@@ -283,7 +283,7 @@ class SparseRows(Rows):
     def to_dense(self) -> DenseRows:
         flat = self.values.new_zeros(len(self.values), self.m * self.n)
         flat = flat.index_add(1, self.row * self.n + self.column, self.values)
-        return DenseRows(flat.view(-1, self.m, self.n))
+        return DenseRows(flat.view(len(flat), self.m, self.n))
 
     def to_sparse(self) -> SparseRows:
         return self

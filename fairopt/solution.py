@@ -88,16 +88,18 @@ class Solution:
 
     @cached_property
     def bound_dual(self) -> Tensor:
-        """w, ``(B, n)``, float64: what stationarity leaves over, on variables that sit at a bound.
+        """w, ``(B, n)``, float64: what stationarity leaves over, at the bounds that hold x.
 
-        With the primal and the row multipliers given, w is determined: it is zero strictly between
-        the bounds and -(P x + q + A^T y) at them.
+        With the primal and the row multipliers given, w is determined: -(P x + q + A^T y) where
+        that pushes beyond the slack (the rule of ``fairopt.kkt``) or the bounds meet, else zero.
         """
         problem = self.problem
         x = self.x.detach().double()
         w = -gradient(problem, x, self.row_dual)
-        lower, upper = x <= problem.lb.double(), x >= problem.ub.double()
-        return torch.where(upper & lower, w, torch.where(upper, w.clamp(min=0), torch.where(lower, w.clamp(max=0), 0.0)))
+        lower, upper = problem.lb.double(), problem.ub.double()
+        push = w if isinstance(problem, LP) else w / problem.diagonal()
+        held = (push > (upper - x).clamp(min=0)) | (-push > (x - lower).clamp(min=0))
+        return torch.where(held | (lower == upper), w, 0.0)
 
     @cached_property
     def residuals(self) -> Residuals:

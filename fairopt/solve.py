@@ -25,6 +25,8 @@ __all__ = ["solve"]
 
 # What "guaranteed" means: worst excess of a row over its side, relative to the row's scale.
 ROW_PRECISION = {torch.float64: 1e-12, torch.float32: 1e-6}
+# How far from optimal, in our other residuals, an answer may be.
+OPTIMALITY = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
 def solve(
@@ -114,15 +116,23 @@ def checked(solver: Backend, problem: Problem) -> Solution:
     solution = solver.solve(problem)
     if solver.capabilities.certifies:
         return solution
-    excess = row_excess(problem.rows, problem.l, problem.u, solution.x)
-    limit = ROW_PRECISION[solution.x.dtype]
     x = solution.x
-    inside = ((x >= problem.lb) & (x <= problem.ub) & torch.isfinite(x)).all(-1)  # NaN is not
-    bad = ~inside | (excess > limit).any(-1)
-    if bool(bad.any()):
-        index = int(bad.nonzero()[0])
+    expected = (problem.c if isinstance(problem, LP) else problem.q).shape
+    if x.dtype not in ROW_PRECISION or x.shape != expected:
         raise ConvergenceError(
-            f"backend {solver.name!r}, problem {index} of the batch: {Status.STALLED.value}",
+            f"backend {solver.name!r}: expected x of shape {tuple(expected)} in float32 or float64 "
+            f"from its solve, got {tuple(x.shape)} in {x.dtype}; the backend is at fault"
+        )
+    rows = row_excess(problem.rows, problem.l, problem.u, x) <= ROW_PRECISION[x.dtype]
+    inside = (x >= problem.lb) & (x <= problem.ub) & torch.isfinite(x)  # NaN is not
+    found = solution.residuals
+    optimal = torch.stack([found.stationarity, found.dual_sign, found.complementarity])
+    good = rows.all(-1) & inside.all(-1) & (optimal <= OPTIMALITY[x.dtype]).all(0)
+    if not bool(good.all()):
+        index = int((~good).nonzero()[0])
+        raise ConvergenceError(
+            f"backend {solver.name!r}, problem {index} of the batch: {Status.STALLED.value} "
+            f"({found})",
             batch=index,
         )
     return solution

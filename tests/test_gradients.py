@@ -197,7 +197,9 @@ def test_bounds_that_meet_hold_their_sample() -> None:
     scores = torch.tensor([0.5, 0.2, 0.9, 0.4], dtype=torch.float64, requires_grad=True)
     lower = torch.tensor([0.5, 0.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
     upper = torch.tensor([0.5, 1.0, 1.0, 1.0], dtype=torch.float64, requires_grad=True)
-    fair = project(scores, torch.tensor([0, 0, 1, 1]), DemographicParity(9.0), bounds=(lower, upper))
+    fair = project(
+        scores, torch.tensor([0, 0, 1, 1]), DemographicParity(9.0), bounds=(lower, upper)
+    )
     fair.sum().backward()
     assert scores.grad.tolist() == [0.0, 1.0, 1.0, 1.0]
     assert lower.grad[0] + upper.grad[0] == 1.0
