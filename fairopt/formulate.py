@@ -35,6 +35,8 @@ GroupCounts: TypeAlias = Mapping[str, int] | int | None
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 SCORES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
+NUMBERS = (float, int, NoneType)
+
 # Codes up to this many are used as they are; larger or sparser ones are renumbered.
 MOST_CODES = 64
 
@@ -93,21 +95,18 @@ def formulate(
     rows = comparison(recipes, cells.axes, cells.outcome_axis, flat.device)
     weight, P, linear = objective(flat, weights)
 
-    mass = cells.mass(weight, batch if weight is not None else len(cells.index))
-    totals = (mass @ rows.sets.mT).view(len(mass), 3, -1)  # weights of left, right, right only
-    l, u = sides(constraints, rows, flat.device)  # noqa: E741
     if rows.alone and missing_group == "raise":
         raise ProblemError(
             f"groups: expected at least two groups to compare in {', '.join(rows.alone)}, got one; "
             'use larger or stratified batches, or missing_group="skip"'
         )
     alone = tuple(f"{name}: only one group" for name in rows.alone)
-    names: tuple[str, ...] = rows.names
-    skipped: tuple[str, ...] = ()
-    if not names or totals.min().item() > 0:
-        coefficient = contrasts(rows, totals)
+    if weight is None and len(cells.index) == 1 and cells.size <= MOST_COUNTS and fixed(constraints):
+        written = counted_rows(constraints, rows, cells.counts(), flat.device, missing_group)
     else:
-        names, skipped, coefficient, l, u = leave_out(rows, totals, l, u, missing_group)  # noqa: E741
+        mass = cells.mass(weight, batch if weight is not None else len(cells.index))
+        written = write_rows(constraints, rows, mass, missing_group)
+    names, skipped, coefficient, l, u = written  # noqa: E741
     if rows.shifted and names:
         assert values is not None
         weighted = values if weight is None else values * weight
@@ -316,38 +315,23 @@ def one(dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.ones((), dtype=dtype, device=device)
 
 
-def sides(
-    constraints: tuple[Constraint, ...], rows: Comparison, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Lower and upper sides before any shift, ``(1, m)``: minus and plus the tolerances."""
-    if any(isinstance(c.tolerance, Tensor) for c in constraints):
-        for constraint in constraints:
-            constraint.check_tolerance()  # again: the optimizer may have moved it
-        tolerance = tolerances(constraints, device)[rows.owner].unsqueeze(0)
-        return -tolerance, tolerance
-    return fixed_sides(constraints, rows, device)
-
-
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)
-def fixed_sides(
-    constraints: tuple[Constraint, ...], rows: Comparison, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """``sides`` of tolerances that are numbers, made once."""
-    tolerance = tolerances(constraints, device)[rows.owner].unsqueeze(0)
-    return -tolerance, tolerance
+def fixed(constraints: tuple[Constraint, ...]) -> bool:
+    """Whether all tolerances are numbers."""
+    return not any(isinstance(c.tolerance, Tensor) for c in constraints)
 
 
 def tolerances(constraints: tuple[Constraint, ...], device: torch.device) -> Tensor:
     """The tolerances as one float64 tensor, with their history."""
-    if any(isinstance(c.tolerance, Tensor) for c in constraints):
-        return torch.stack(
-            [
-                torch.as_tensor(c.tolerance, dtype=torch.float64).reshape(()).to(device)
-                for c in constraints
-            ]
-        )
-    return torch.tensor([float(c.tolerance) for c in constraints], dtype=torch.float64).to(device)
+    if fixed(constraints):
+        return torch.tensor([c.tolerance for c in constraints], dtype=torch.float64).to(device)
+    for constraint in constraints:
+        constraint.check_tolerance()  # again: the optimizer may have moved it
+    return torch.stack(
+        [
+            torch.as_tensor(c.tolerance, dtype=torch.float64).reshape(()).to(device)
+            for c in constraints
+        ]
+    )
 
 
 def inward_bounds(bounds: Bounds, scores: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
@@ -358,13 +342,13 @@ def inward_bounds(bounds: Bounds, scores: Tensor, flat: Tensor) -> tuple[Tensor,
         raise ProblemError(
             f"bounds: expected (lower, upper), or None for none, got {bounds!r}"
         )
+    if type(bounds[0]) in NUMBERS and type(bounds[1]) in NUMBERS:
+        return number_bounds(bounds[0], bounds[1], scores.dtype, flat.dtype, flat.device)
     for name, value in zip(("lower bound", "upper bound"), bounds, strict=True):
         if isinstance(value, bool) or not isinstance(value, (int, float, Tensor, NoneType)):
             raise ProblemError(
                 f"{name}: expected a number, a floating-point tensor or None, got {value!r}"
             )
-    if not isinstance(bounds[0], Tensor) and not isinstance(bounds[1], Tensor):
-        return number_bounds(bounds[0], bounds[1], scores.dtype, flat.dtype, flat.device)
     lower = one_bound("lower bound", bounds[0], -math.inf, scores, flat)
     upper = one_bound("upper bound", bounds[1], math.inf, scores, flat)
     check_bounds(lower, upper, scores.dtype)
@@ -460,16 +444,20 @@ class Cells:
         out = values.new_zeros(batch, self.size, dtype=torch.float64)
         return out.scatter_add(1, index, values.double().expand(batch, -1))
 
+    def counts(self) -> tuple[int, ...]:
+        """Number of samples in each cell, of groups that the whole batch shares."""
+        n = self.index.shape[1]
+        if self.size == 2 and n > 1_000:
+            second = int(torch.count_nonzero(self.index))  # ten times faster than a count
+            return n - second, second
+        return tuple(torch.bincount(self.index[0], minlength=self.size).tolist())
+
     def mass(self, weight: Tensor | None, batch: int) -> Tensor:
         """Total weight, or number, of the samples in each cell: ``(batch, K)``, float64."""
         if weight is not None:
             return self.sum(weight, batch)
-        n = self.index.shape[1]
-        if len(self.index) == 1 and self.size == 2 and n > 50_000:
-            second = int(torch.count_nonzero(self.index))  # ten times faster than a count
-            return torch.tensor([[n - second, second]], dtype=torch.float64).to(self.index.device)
         if len(self.index) == 1:
-            return torch.bincount(self.index[0], minlength=self.size).double().unsqueeze(0)
+            return torch.tensor([self.counts()], dtype=torch.float64).to(self.index.device)
         ones = torch.ones((), dtype=torch.float64, device=self.index.device)
         return self.sum(ones.expand(self.index.shape), batch)
 
@@ -523,6 +511,44 @@ def make_cells(
 # ---------------------------------------------------------------------------------------------
 
 
+Written: TypeAlias = tuple[tuple[str, ...], tuple[str, ...], Tensor, Tensor, Tensor]
+
+# Rows of up to this many cells are remembered by the cells' counts.
+MOST_COUNTS = 256
+
+
+@lru_cache(maxsize=512)
+@torch.inference_mode(False)
+def counted_rows(
+    constraints: tuple[Constraint, ...],
+    rows: Comparison,
+    counts: tuple[int, ...],
+    device: torch.device,
+    missing_group: MissingGroup,
+) -> Written:
+    """``write_rows`` without weights: a function of counts alone, which stratified batches repeat."""
+    mass = torch.tensor([counts], dtype=torch.float64, device=device)
+    return write_rows(constraints, rows, mass, missing_group)
+
+
+def write_rows(
+    constraints: tuple[Constraint, ...],
+    rows: Comparison,
+    mass: Tensor,
+    missing_group: MissingGroup,
+) -> Written:
+    """Names, skipped names, coefficients ``(B, m, K)`` and sides ``(B, m)`` before any shift.
+
+    Args:
+        mass: total weight of each cell, ``(B, K)``.
+    """
+    totals = (mass @ rows.sets.mT).view(len(mass), 3, -1)  # weights of left, right, right only
+    tolerance = tolerances(constraints, mass.device)[rows.owner].unsqueeze(0)
+    if not rows.names or totals.min().item() > 0:
+        return rows.names, (), contrasts(rows, totals), -tolerance, tolerance
+    return leave_out(rows, totals, -tolerance, tolerance, missing_group)
+
+
 def contrasts(rows: Comparison, totals: Tensor) -> Tensor:
     """Coefficients of mean over left minus mean over right: ``(B, 3, m)`` to ``(B, m, K)``.
 
@@ -542,7 +568,7 @@ def leave_out(
     l: Tensor,  # noqa: E741
     u: Tensor,
     missing_group: MissingGroup,
-) -> tuple[tuple[str, ...], tuple[str, ...], Tensor, Tensor, Tensor]:
+) -> Written:
     """Drop rows of which no problem has both sides; make them void in problems that lack one."""
     here = (totals > 0).all(1)  # (B, m)
     batch = len(here)
