@@ -62,6 +62,7 @@ __all__ = [
     "new_state",
     "pair_evaluate",
     "pair_limits",
+    "pair_write",
     "scatter",
     "solve",
     "sum_rounding",
@@ -309,7 +310,7 @@ def pair_limits(inverse, w, lb, ub, cell, first, last, H, low, high, mass):  # t
 
 
 @compiled(fastmath={"reassoc", "nsz"})
-def pair_evaluate(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, single, s, h, size):  # type: ignore[no-untyped-def]
+def pair_evaluate(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, s, h, size):  # type: ignore[no-untyped-def]
     """``evaluate`` for at most two cells, samples in any order."""
     q, cell = q[first:last], cell[first:last]
     inverse, w = part(inverse, first, last), part(w, first, last)
@@ -317,34 +318,45 @@ def pair_evaluate(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, single, 
     end = s.shape[0] - 1
     hi0, hi1, lo0, lo1 = t_hi[0], t_hi[end], t_lo[0], t_lo[end]
     s0 = s1 = h0 = h1 = size0 = size1 = 0.0
-    if single:
-        for i in range(cell.shape[0]):
-            wi, zero = at(w, i), cell[i] == 0
-            v = unclipped(
-                q[i], at(inverse, i), wi, hi0 if zero else hi1, lo0 if zero else lo1
-            )
-            x = np.float64(np.float32(min(max(v, at(lb, i)), at(ub, i))))
-            wx = wi * x
-            s0 += wx if zero else 0.0
-            s1 += 0.0 if zero else wx
-            size0 += abs(wx) if zero else 0.0
-            size1 += 0.0 if zero else abs(wx)
-    else:
-        for i in range(cell.shape[0]):
-            wi, p, zero, lower, upper = at(w, i), at(inverse, i), cell[i] == 0, at(lb, i), at(ub, i)
-            v = unclipped(q[i], p, wi, hi0 if zero else hi1, lo0 if zero else lo1)
-            x = min(max(v, lower), upper)
-            wx = wi * x
-            free = wi * wi * p if (v == x) & (lower < upper) else 0.0
-            s0 += wx if zero else 0.0
-            s1 += 0.0 if zero else wx
-            size0 += abs(wx) if zero else 0.0
-            size1 += 0.0 if zero else abs(wx)
-            h0 += free if zero else 0.0
-            h1 += 0.0 if zero else free
+    for i in range(cell.shape[0]):
+        wi, p, zero, lower, upper = at(w, i), at(inverse, i), cell[i] == 0, at(lb, i), at(ub, i)
+        v = unclipped(q[i], p, wi, hi0 if zero else hi1, lo0 if zero else lo1)
+        x = min(max(v, lower), upper)
+        wx = wi * x
+        free = wi * wi * p if (v == x) & (lower < upper) else 0.0
+        s0 += wx if zero else 0.0
+        s1 += 0.0 if zero else wx
+        size0 += abs(wx) if zero else 0.0
+        size1 += 0.0 if zero else abs(wx)
+        h0 += free if zero else 0.0
+        h1 += 0.0 if zero else free
     s[0], h[0], size[0] = s0, h0, size0
     if end == 1:
         s[1], h[1], size[1] = s1, h1, size1
+
+
+@compiled(fastmath={"reassoc", "nsz"})
+def pair_write(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, x, s, size):  # type: ignore[no-untyped-def]
+    """``write`` in float32 and the sums of what was written, for at most two cells."""
+    q, cell, x = q[first:last], cell[first:last], x[first:last]
+    inverse, w = part(inverse, first, last), part(w, first, last)
+    lb, ub = part(lb, first, last), part(ub, first, last)
+    end = s.shape[0] - 1
+    hi0, hi1, lo0, lo1 = t_hi[0], t_hi[end], t_lo[0], t_lo[end]
+    s0 = s1 = size0 = size1 = 0.0
+    for i in range(cell.shape[0]):
+        wi, zero = at(w, i), cell[i] == 0
+        v = unclipped(q[i], at(inverse, i), wi, hi0 if zero else hi1, lo0 if zero else lo1)
+        rounded = np.float32(min(max(v, at(lb, i)), at(ub, i)))
+        x[i] = rounded
+        wx = wi * np.float64(rounded)
+        s0 += wx if zero else 0.0
+        s1 += 0.0 if zero else wx
+        size0 += abs(wx) if zero else 0.0
+        size1 += 0.0 if zero else abs(wx)
+    s[0], size[0] = s0, size0
+    if end == 1:
+        s[1], size[1] = s1, size1
 
 
 FEW = 4  # up to this many cells a value is chosen by comparison, which vectorises, not looked up
@@ -379,20 +391,20 @@ def write(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, x):  # type: ign
 
 
 @compiled()
-def is_free(q, inverse, w, lb, ub, t, x):  # type: ignore[no-untyped-def]
+def is_free(q, inverse, w, lb, ub, t_hi, t_lo):  # type: ignore[no-untyped-def]
     """Whether neither bound holds the sample: the activity rule of fairopt.kkt.
 
-    Bounds that meet always hold. Whether a sample sits AT its bound is read off x, which is exact;
-    whether the bound pushes, off the multiplier.
+    v is the very number that the forward clipped. Beyond a bound it exceeds it by w/P of that
+    bound's multiplier; at a bound exactly, the multiplier is zero and the bound counts as inactive.
     """
-    v = -q * inverse - w * inverse * t
-    return (lb < ub) & ((x != lb) | (v >= lb)) & ((x != ub) | (v <= ub))
+    v = unclipped(q, inverse, w, t_hi, t_lo)
+    return (lb < ub) & (v >= lb) & (v <= ub)
 
 
 @compiled(fastmath={"reassoc", "nsz"})
-def adjoint_sums(q, inverse, w, lb, ub, cell, t, x, g, first, last, s, h):  # type: ignore[no-untyped-def]
+def adjoint_sums(q, inverse, w, lb, ub, cell, t_hi, t_lo, g, first, last, s, h):  # type: ignore[no-untyped-def]
     """Per cell, over the free samples: s = sum of w g / P and h = sum of w^2 / P."""
-    q, cell, x, g = q[first:last], cell[first:last], x[first:last], g[first:last]
+    q, cell, g = q[first:last], cell[first:last], g[first:last]
     inverse, w = part(inverse, first, last), part(w, first, last)
     lb, ub = part(lb, first, last), part(ub, first, last)
     K = s.shape[0]
@@ -400,7 +412,7 @@ def adjoint_sums(q, inverse, w, lb, ub, cell, t, x, g, first, last, s, h):  # ty
         table = np.zeros((4, K, 2))
         for i in range(cell.shape[0]):
             k, wi, p = cell[i], at(w, i), at(inverse, i)
-            free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t[k], x[i])
+            free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t_hi[k], t_lo[k])
             step = wi * p if free else 0.0
             table[i & 3, k, 0] += step * g[i]
             table[i & 3, k, 1] += step * wi
@@ -408,11 +420,12 @@ def adjoint_sums(q, inverse, w, lb, ub, cell, t, x, g, first, last, s, h):  # ty
             s[k] = table[0, k, 0] + table[1, k, 0] + table[2, k, 0] + table[3, k, 0]
             h[k] = table[0, k, 1] + table[1, k, 1] + table[2, k, 1] + table[3, k, 1]
         return
-    t0, t1 = t[0], t[K - 1]
+    hi0, hi1, lo0, lo1 = t_hi[0], t_hi[K - 1], t_lo[0], t_lo[K - 1]
     s0 = s1 = h0 = h1 = 0.0
     for i in range(cell.shape[0]):
         wi, p, zero = at(w, i), at(inverse, i), cell[i] == 0
-        free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t0 if zero else t1, x[i])
+        hi, lo = hi0 if zero else hi1, lo0 if zero else lo1
+        free = is_free(q[i], p, wi, at(lb, i), at(ub, i), hi, lo)
         step = wi * p if free else 0.0
         a, b = step * g[i], step * wi
         s0 += a if zero else 0.0
@@ -425,28 +438,27 @@ def adjoint_sums(q, inverse, w, lb, ub, cell, t, x, g, first, last, s, h):  # ty
 
 
 @compiled()
-def adjoint_write(  # type: ignore[no-untyped-def]
-    q, inverse, w, lb, ub, cell, t, x, g, shift, first, last, v
-):
+def adjoint_write(q, inverse, w, lb, ub, cell, t_hi, t_lo, g, shift, first, last, v):  # type: ignore[no-untyped-def]
     """v = -(g + w shift) / P on the free samples, 0 on the others."""
-    q, cell, x, g, v = q[first:last], cell[first:last], x[first:last], g[first:last], v[first:last]
+    q, cell, g, v = q[first:last], cell[first:last], g[first:last], v[first:last]
     inverse, w = part(inverse, first, last), part(w, first, last)
     lb, ub = part(lb, first, last), part(ub, first, last)
-    K = t.shape[0]
+    K = t_hi.shape[0]
     if K > FEW:
         for i in range(cell.shape[0]):
             k, wi, p = cell[i], at(w, i), at(inverse, i)
-            free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t[k], x[i])
+            free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t_hi[k], t_lo[k])
             v[i] = -(g[i] + wi * shift[k]) * p if free else 0.0
         return
     one, two, three = min(1, K - 1), min(2, K - 1), min(3, K - 1)
-    a0, a1, a2, a3 = t[0], t[one], t[two], t[three]
-    b0, b1, b2, b3 = shift[0], shift[one], shift[two], shift[three]
+    a0, a1, a2, a3 = t_hi[0], t_hi[one], t_hi[two], t_hi[three]
+    b0, b1, b2, b3 = t_lo[0], t_lo[one], t_lo[two], t_lo[three]
+    c0, c1, c2, c3 = shift[0], shift[one], shift[two], shift[three]
     for i in range(cell.shape[0]):
         k, wi, p = cell[i], at(w, i), at(inverse, i)
-        tilt, move = pick(k, a0, a1, a2, a3), pick(k, b0, b1, b2, b3)
-        free = is_free(q[i], p, wi, at(lb, i), at(ub, i), tilt, x[i])
-        v[i] = -(g[i] + wi * move) * p if free else 0.0
+        hi, lo = pick(k, a0, a1, a2, a3), pick(k, b0, b1, b2, b3)
+        free = is_free(q[i], p, wi, at(lb, i), at(ub, i), hi, lo)
+        v[i] = -(g[i] + wi * pick(k, c0, c1, c2, c3)) * p if free else 0.0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -940,8 +952,8 @@ def excess(C, l, u, mass, s, size):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def solve_one(C, l, u, q, inverse, w, lb, ub, cell, grouped, single):  # type: ignore[no-untyped-def]
-    """Solve one problem in one thread.
+def solve_one(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, x):  # type: ignore[no-untyped-def]
+    """Solve one problem in one thread, and write its solution to x.
 
     Returns status, passes, multipliers (of the solution, or of the proof that there is none), both
     parts of the tilts, and the worst excess of a row.
@@ -971,44 +983,43 @@ def solve_one(C, l, u, q, inverse, w, lb, ub, cell, grouped, single):  # type: i
     status = CONTINUE
     while status == CONTINUE:
         if pair:
-            pair_evaluate(qs, ps, ws, los, ups, cell, T[2], T[3], 0, n, False, s, h, size)
+            pair_evaluate(qs, ps, ws, los, ups, cell, T[2], T[3], 0, n, s, h, size)
         else:
             evaluate(qs, ps, ws, los, ups, start, T[2], T[3], 0, n, False, s, h, size)
         status = advance(
             C, l, u, low, high, H, mass, s, h, size, sum_rounding(n), numbers, counts, Y, T, dt
         )
     if single and pair:
-        pair_evaluate(qs, ps, ws, los, ups, cell, T[0], T[1], 0, n, True, s, h, size)
-    elif single:
-        evaluate(qs, ps, ws, los, ups, start, T[0], T[1], 0, n, True, s, h, size)
+        pair_write(q, inverse, w, lb, ub, cell, T[0], T[1], 0, n, x, s, size)
+    else:
+        write(q, inverse, w, lb, ub, cell, T[0], T[1], 0, n, x)
+        if single:
+            evaluate(qs, ps, ws, los, ups, start, T[0], T[1], 0, n, True, s, h, size)
     y = Y[2] if status == INFEASIBLE else Y[0]
     return status, counts[EVALUATIONS], y, T[0], T[1], excess(C, l, u, mass, s, size)
 
 
 @compiled()
-def solve(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, precision, first, last, x, y, tilt, status, passes, worst):  # type: ignore[no-untyped-def]
+def solve(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, precision, first, last, x, y, T, status, passes, worst):  # type: ignore[no-untyped-def]
     """Solve the problems first <= b < last of a batch, one after the other, in one thread.
 
     ``inverse`` (1/P), ``w``, ``lb`` and ``ub`` are four numbers or four arrays (B, n). With
     ``grouped`` the samples are in cell order already, one per cell (dense rows). Returns how many
     have no solution to the precision asked for.
     """
-    n = q.shape[1]
     failures = 0
     for b in range(first, last):
         qb, pb, wb, lo, up = q[b], item(inverse, b), item(w, b), item(lb, b), item(ub, b)
-        status[b], passes[b], found, t_hi, t_lo, worst[b] = solve_one(
-            C[b], l[b], u[b], qb, pb, wb, lo, up, cell[b], grouped, single
+        status[b], passes[b], y[b], T[0, b], T[1, b], worst[b] = solve_one(
+            C[b], l[b], u[b], qb, pb, wb, lo, up, cell[b], grouped, single, x[b]
         )
-        y[b], tilt[b] = found, t_hi + t_lo
-        write(qb, pb, wb, lo, up, cell[b], t_hi, t_lo, 0, n, x[b])
         if status[b] != CONVERGED or not worst[b] <= precision:
             failures += 1
     return failures
 
 
 @compiled()
-def adjoint(C, l, u, y, q, inverse, w, lb, ub, cell, tilt, x, g, first, last, v, nu):  # type: ignore[no-untyped-def]
+def adjoint(C, l, u, y, q, inverse, w, lb, ub, cell, T, g, first, last, v, nu):  # type: ignore[no-untyped-def]
     """v and nu of fairopt.kkt for problems with at most one active row; False if one has more.
 
     The least-squares problem for nu is then one division.
@@ -1029,7 +1040,7 @@ def adjoint(C, l, u, y, q, inverse, w, lb, ub, cell, tilt, x, g, first, last, v,
         qb, pb, wb, lo, up = q[b], item(inverse, b), item(w, b), item(lb, b), item(ub, b)
         shift[:] = 0.0
         if active == 1:
-            adjoint_sums(qb, pb, wb, lo, up, cell[b], tilt[b], x[b], g[b], 0, n, s, h)
+            adjoint_sums(qb, pb, wb, lo, up, cell[b], T[0, b], T[1, b], g[b], 0, n, s, h)
             above = below = 0.0
             for k in range(K):
                 above += C[b, row, k] * s[k]
@@ -1038,5 +1049,5 @@ def adjoint(C, l, u, y, q, inverse, w, lb, ub, cell, tilt, x, g, first, last, v,
                 nu[b, row] = -above / below
                 for k in range(K):
                     shift[k] = C[b, row, k] * nu[b, row]
-        adjoint_write(qb, pb, wb, lo, up, cell[b], tilt[b], x[b], g[b], shift, 0, n, v[b])
+        adjoint_write(qb, pb, wb, lo, up, cell[b], T[0, b], T[1, b], g[b], shift, 0, n, v[b])
     return True

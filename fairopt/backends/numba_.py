@@ -72,12 +72,12 @@ class Numba(Backend):
         K = data.C.shape[2]
         answer = empty((batch, n), data.q.dtype)
         x = answer.numpy()
-        y, tilt, worst = np.empty((batch, m)), np.empty((batch, K)), np.empty(batch)
+        y, T, worst = np.empty((batch, m)), np.empty((2, batch, K)), np.empty(batch)
         status, passes = np.empty(batch, np.int64), np.empty(batch, np.int64)
         precision = PRECISION[problem.q.dtype]
         workers = self.workers(batch, n)
         if workers > 1 and batch == 1 and not data.grouped:
-            status[0], passes[0], worst[0] = solve_parallel(data, workers, x[0], y[0], tilt[0])
+            status[0], passes[0], worst[0] = solve_parallel(data, workers, x[0], y[0], T[:, 0])
             failures = int(status[0] != kernels.CONVERGED or not worst[0] <= precision)
         else:
 
@@ -85,7 +85,7 @@ class Numba(Backend):
                 failed: int = kernels.solve(
                     data.C, data.l, data.u, data.q, *data.scalars_or_arrays, data.cell,
                     data.grouped, data.single, precision, first, last,
-                    x, y, tilt, status, passes, worst,
+                    x, y, T, status, passes, worst,
                 )  # fmt: skip
                 return failed
 
@@ -100,21 +100,21 @@ class Numba(Backend):
             backend=self.name,
             iterations=tuple(passes.tolist()),
             seconds=time.perf_counter() - begun,
-            context=(data, y, tilt),
+            context=(data, y, T),
         )
 
     def vjp(self, problem: QP, solution: Solution, grad_x: Tensor) -> Adjoint:
         """Two passes over the samples and the shared least-squares problem in the cells."""
         if not isinstance(problem.rows, CellRows):
             return super().vjp(problem, solution, grad_x)
-        data, y, tilt = solution.context
+        data, y, T = solution.context
         batch, _, n = problem.shape
-        x, g = as_numpy(solution.x.detach(), data.q.dtype), as_numpy(grad_x.detach(), data.q.dtype)
-        step, nu = empty(x.shape, x.dtype), np.empty_like(y)
+        g = as_numpy(grad_x.detach(), data.q.dtype)
+        step, nu = empty(g.shape, g.dtype), np.empty_like(y)
         v = step.numpy()
         workers = self.workers(batch, n)
         if workers == 1 and kernels.adjoint(
-            data.C, data.l, data.u, y, data.q, *data.scalars_or_arrays, data.cell, tilt, x, g,
+            data.C, data.l, data.u, y, data.q, *data.scalars_or_arrays, data.cell, T, g,
             0, batch, v, nu,
         ):  # fmt: skip
             return Adjoint(step, torch.from_numpy(nu))
@@ -125,7 +125,7 @@ class Numba(Backend):
         def accumulate(c: int) -> None:
             for b in range(batch):
                 kernels.adjoint_sums(
-                    data.q[b], *data.of(b), data.cell[b], tilt[b], x[b], g[b],
+                    data.q[b], *data.of(b), data.cell[b], T[0, b], T[1, b], g[b],
                     cut[c], cut[c + 1], sums[0, c, b], sums[1, c, b],
                 )  # fmt: skip
 
@@ -140,7 +140,7 @@ class Numba(Backend):
         def spread(c: int) -> None:
             for b in range(batch):
                 kernels.adjoint_write(
-                    data.q[b], *data.of(b), data.cell[b], tilt[b], x[b], g[b], shift[b],
+                    data.q[b], *data.of(b), data.cell[b], T[0, b], T[1, b], g[b], shift[b],
                     cut[c], cut[c + 1], v[b],
                 )  # fmt: skip
 
@@ -214,7 +214,7 @@ def as_numpy(tensor: Tensor, dtype: Any) -> Array:
 
 
 def solve_parallel(
-    data: Data, workers: int, x: Array, y: Array, tilt: Array
+    data: Data, workers: int, x: Array, y: Array, tilts: Array
 ) -> tuple[int, int, float]:
     """One large problem: every pass split over the threads, the small algebra in one."""
     q, cell, C, l, u = data.q[0], data.cell[0], data.C[0], data.l[0], data.u[0]  # noqa: E741
@@ -224,8 +224,7 @@ def solve_parallel(
     parts = np.empty((4, workers, K))
     pair = K <= 2
     if pair:
-        qs, ps, ws, los, ups = q, inverse, w, lb, ub
-        place = cell
+        qs, ps, ws, los, ups, place = q, inverse, w, lb, ub, cell
         each(
             workers,
             lambda c: kernels.pair_limits(
@@ -258,34 +257,40 @@ def solve_parallel(
         )
     H, low, high, mass = parts.sum(1)
     numbers, counts, Y, T, dt = kernels.new_state(m, K)
-    one_pass = kernels.pair_evaluate if pair else kernels.evaluate
 
-    def evaluate(hi: Array, lo: Array, single: bool) -> Array:
-        each(
-            workers,
-            lambda c: one_pass(
-                qs, ps, ws, los, ups, place, hi, lo, cut[c], cut[c + 1], single,
-                parts[0, c], parts[1, c], parts[2, c],
-            ),
-        )  # fmt: skip
-        total: Array = parts[:3].sum(1)
-        return total
+    def one_pass(c: int) -> None:
+        if pair:
+            kernels.pair_evaluate(
+                q, inverse, w, lb, ub, cell, T[2], T[3], cut[c], cut[c + 1], *parts[:3, c]
+            )
+        else:
+            kernels.evaluate(
+                qs, ps, ws, los, ups, place, T[2], T[3], cut[c], cut[c + 1], False, *parts[:3, c]
+            )
+
+    def write(c: int) -> None:
+        ends = cut[c], cut[c + 1]
+        if pair and data.single:
+            kernels.pair_write(
+                q, inverse, w, lb, ub, cell, T[0], T[1], *ends, x, parts[0, c], parts[2, c]
+            )
+            return
+        kernels.write(q, inverse, w, lb, ub, cell, T[0], T[1], *ends, x)
+        if data.single:
+            kernels.evaluate(qs, ps, ws, los, ups, place, T[0], T[1], *ends, True, *parts[:3, c])
 
     rounding = kernels.sum_rounding(n)
     status = kernels.CONTINUE
     while status == kernels.CONTINUE:
-        s, h, size = evaluate(T[2], T[3], False)
+        each(workers, one_pass)
+        s, h, size = parts[:3].sum(1)
         status = kernels.advance(
             C, l, u, low, high, H, mass, s, h, size, rounding, numbers, counts, Y, T, dt
         )
     y[:] = Y[2] if status == kernels.INFEASIBLE else Y[0]
-    tilt[:] = T[0] + T[1]
-    each(
-        workers,
-        lambda c: kernels.write(q, inverse, w, lb, ub, cell, T[0], T[1], cut[c], cut[c + 1], x),
-    )
-    if data.single:
-        s, h, size = evaluate(T[0], T[1], True)
+    tilts[:] = T[:2]
+    each(workers, write)
+    s, _, size = parts[:3].sum(1)
     return status, int(counts[kernels.EVALUATIONS]), kernels.excess(C, l, u, mass, s, size)
 
 
