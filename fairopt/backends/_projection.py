@@ -359,14 +359,6 @@ def pair_write(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, x, s, size)
         s[1], size[1] = s1, size1
 
 
-FEW = 4  # up to this many cells a value is chosen by comparison, which vectorises, not looked up
-
-
-@compiled()
-def pick(k, a, b, c, d):  # type: ignore[no-untyped-def]
-    return a if k == 0 else (b if k == 1 else (c if k == 2 else d))
-
-
 @compiled()
 def write(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, x):  # type: ignore[no-untyped-def]
     """The solution in the order of the samples."""
@@ -374,18 +366,16 @@ def write(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, x):  # type: ign
     inverse, w = part(inverse, first, last), part(w, first, last)
     lb, ub = part(lb, first, last), part(ub, first, last)
     K = t_hi.shape[0]
-    if K > FEW:
+    if K > 2:
         for i in range(cell.shape[0]):
             k = cell[i]
             v = unclipped(q[i], at(inverse, i), at(w, i), t_hi[k], t_lo[k])
             x[i] = min(max(v, at(lb, i)), at(ub, i))
         return
-    one, two, three = min(1, K - 1), min(2, K - 1), min(3, K - 1)
-    a0, a1, a2, a3 = t_hi[0], t_hi[one], t_hi[two], t_hi[three]
-    b0, b1, b2, b3 = t_lo[0], t_lo[one], t_lo[two], t_lo[three]
+    hi0, hi1, lo0, lo1 = t_hi[0], t_hi[K - 1], t_lo[0], t_lo[K - 1]
     for i in range(cell.shape[0]):
-        k = cell[i]
-        hi, lo = pick(k, a0, a1, a2, a3), pick(k, b0, b1, b2, b3)
+        zero = cell[i] == 0
+        hi, lo = hi0 if zero else hi1, lo0 if zero else lo1
         v = unclipped(q[i], at(inverse, i), at(w, i), hi, lo)
         x[i] = min(max(v, at(lb, i)), at(ub, i))
 
@@ -444,21 +434,19 @@ def adjoint_write(q, inverse, w, lb, ub, cell, t_hi, t_lo, g, shift, first, last
     inverse, w = part(inverse, first, last), part(w, first, last)
     lb, ub = part(lb, first, last), part(ub, first, last)
     K = t_hi.shape[0]
-    if K > FEW:
+    if K > 2:
         for i in range(cell.shape[0]):
             k, wi, p = cell[i], at(w, i), at(inverse, i)
             free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t_hi[k], t_lo[k])
             v[i] = -(g[i] + wi * shift[k]) * p if free else 0.0
         return
-    one, two, three = min(1, K - 1), min(2, K - 1), min(3, K - 1)
-    a0, a1, a2, a3 = t_hi[0], t_hi[one], t_hi[two], t_hi[three]
-    b0, b1, b2, b3 = t_lo[0], t_lo[one], t_lo[two], t_lo[three]
-    c0, c1, c2, c3 = shift[0], shift[one], shift[two], shift[three]
+    hi0, hi1, lo0, lo1 = t_hi[0], t_hi[K - 1], t_lo[0], t_lo[K - 1]
+    shift0, shift1 = shift[0], shift[K - 1]
     for i in range(cell.shape[0]):
-        k, wi, p = cell[i], at(w, i), at(inverse, i)
-        hi, lo = pick(k, a0, a1, a2, a3), pick(k, b0, b1, b2, b3)
+        wi, p, zero = at(w, i), at(inverse, i), cell[i] == 0
+        hi, lo = hi0 if zero else hi1, lo0 if zero else lo1
         free = is_free(q[i], p, wi, at(lb, i), at(ub, i), hi, lo)
-        v[i] = -(g[i] + wi * pick(k, c0, c1, c2, c3)) * p if free else 0.0
+        v[i] = -(g[i] + wi * (shift0 if zero else shift1)) * p if free else 0.0
 
 
 # ---------------------------------------------------------------------------------------------
