@@ -523,7 +523,10 @@ class QP:
 
     def detach(self) -> QP:
         """The same problem without its history."""
-        return self.with_tensors(*map(without_history, self.tensors))
+        q = without_history(self.q)
+        if any(t.requires_grad for t in self.tensors if t is not self.q):
+            return self.with_tensors(*map(without_history, self.tensors))
+        return trusted(QP, **{**self.__dict__, "q": q})  # type: ignore[no-any-return]
 
     def diagonal(self) -> Tensor:
         """The diagonal of P, ``(B, n)``, float64; 1 where it is zero. A metric, not a matrix."""

@@ -22,7 +22,7 @@ from fairopt.backends import _projection as kernels
 from fairopt.backends.base import Backend, Capabilities
 from fairopt.errors import ConvergenceError, InfeasibleError, ProblemError, UnsupportedProblemError
 from fairopt.kkt import Adjoint, least_norm
-from fairopt.problem import QP, CellRows, Problem, cell_factor, is_uniform
+from fairopt.problem import QP, CellRows, Problem, cell_factor, is_uniform, trusted
 from fairopt.solution import Solution, Status
 
 __all__ = ["Numba"]
@@ -92,7 +92,8 @@ class Numba(Backend):
             failures = some(0, batch) if workers == 1 else sum(in_parallel(some, batch, workers))
         if failures:
             raise_failure(problem, status, worst, y, precision)
-        return Solution(
+        return trusted(  # type: ignore[no-any-return]
+            Solution,
             problem=problem,
             x=answer if answer.dtype == problem.q.dtype else answer.to(problem.q.dtype),
             row_dual=torch.from_numpy(y),
