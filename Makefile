@@ -6,8 +6,8 @@
 #   make clean     remove everything that make made
 #
 # TORCH says which build of torch to install: an exact version, so that pip never picks one on its own.
-# Where pip's index serves builds for a GPU and the CPU build is wanted instead:
-#   make test TORCH='torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu'
+# Where pip's index serves builds for a GPU and the CPU build is wanted, name that build and its index:
+#   make test TORCH='torch==2.13.0+cpu --extra-index-url ADDRESS'
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
