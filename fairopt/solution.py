@@ -37,8 +37,8 @@ class Residuals:
     Attributes:
         stationarity: max_i |P x + q + A^T y + w|_i over max_i of the sum of the magnitudes of its
             terms.
-        primal: worst violation of a row over its scale sum_i |A_ri| max_j |x_j| + |side|; infinite if
-            any bound is exceeded at all.
+        primal: worst violation of a row over its scale sum_i |A_ri| max_j |x_j| + |side|;
+            infinite if any bound is exceeded at all.
         dual_sign: worst multiplier that pushes towards a side that is not there (infinite), over
             the largest multiplier.
         complementarity: sum of |multiplier| times the distance to the side it belongs to, over
@@ -52,8 +52,8 @@ class Residuals:
 
     @property
     def worst(self) -> float:
-        """The largest of all."""
-        return max(float(v.max()) for v in self.__dict__.values())
+        """The largest of all; NaN if any is."""
+        return float(torch.stack(tuple(self.__dict__.values())).max())
 
     def __str__(self) -> str:
         return ", ".join(f"{k} {float(v.max()):.1e}" for k, v in self.__dict__.items())
@@ -107,8 +107,11 @@ class Solution:
         return residuals(self.problem, self.x.detach(), self.row_dual, self.bound_dual)
 
     def with_x(self, x: Tensor) -> Solution:
-        """The same solution around another tensor of the same values."""
-        return trusted(Solution, **{**self.__dict__, "x": x})  # type: ignore[no-any-return]
+        """The same solution around another tensor: the same values, perhaps rounded."""
+        kept = {**self.__dict__, "x": x}
+        kept.pop("residuals", None)  # computed from the other x, as is bound_dual
+        kept.pop("bound_dual", None)
+        return trusted(Solution, **kept)
 
     def detach(self) -> Solution:
         """The same solution with x cut from its history."""
@@ -136,7 +139,7 @@ def gradient(problem: Problem, x: Tensor, row_dual: Tensor) -> Tensor:
     return out + problem.apply_quadratic(x) + problem.q.double()
 
 
-def row_excess(rows: Rows, l: Tensor, u: Tensor, x: Tensor) -> Tensor:  # noqa: E741
+def row_excess(rows: Rows, l: Tensor, u: Tensor, x: Tensor) -> Tensor:
     """Violation of each row over its scale, sum_i |A_ri| max_j |x_j| + |side|: ``(B, m)``."""
     x = x.double()
     value = rows.apply(x)
@@ -144,12 +147,10 @@ def row_excess(rows: Rows, l: Tensor, u: Tensor, x: Tensor) -> Tensor:  # noqa: 
     above, below = value - u.double(), l.double() - value
     side = torch.where(above > below, u.double(), l.double()).abs()
     excess = torch.maximum(above, below).clamp(min=0)
-    return torch.where(excess > 0, excess / (scale + side + TINY), 0.0)
+    return torch.where(excess <= 0, 0.0, excess / (scale + side + TINY))  # NaN stays NaN
 
 
-def residuals(
-    problem: Problem, x: Tensor, row_dual: Tensor, bound_dual: Tensor
-) -> Residuals:
+def residuals(problem: Problem, x: Tensor, row_dual: Tensor, bound_dual: Tensor) -> Residuals:
     """Judge a point and its multipliers, in float64, whatever solver they came from.
 
     Args:
@@ -159,14 +160,17 @@ def residuals(
         bound_dual: ``(B, n)``.
     """
     x, y, w = x.double(), row_dual.double(), bound_dual.double()
-    l, u = problem.l.double(), problem.u.double()  # noqa: E741
+    l, u = problem.l.double(), problem.u.double()
     lb, ub = problem.lb.double(), problem.ub.double()
     linear = problem.c if isinstance(problem, LP) else problem.q
     Px = torch.zeros_like(x) if isinstance(problem, LP) else problem.apply_quadratic(x)
 
     gap = gradient(problem, x, y) + w
     magnitude = (
-        Px.abs() + linear.double().abs() + problem.rows.absolute().transpose_apply(y.abs()) + w.abs()
+        Px.abs()
+        + linear.double().abs()
+        + problem.rows.absolute().transpose_apply(y.abs())
+        + w.abs()
     )
     stationarity = ratio(gap.abs().amax(-1), magnitude.amax(-1))
 
@@ -183,7 +187,9 @@ def residuals(
     )
 
     value = problem.rows.apply(x)
-    slack = (y.abs() * distance(value, y, l, u)).sum(-1) + (w.abs() * distance(x, w, lb, ub)).sum(-1)
+    slack = (y.abs() * distance(value, y, l, u)).sum(-1) + (w.abs() * distance(x, w, lb, ub)).sum(
+        -1
+    )
     size = (
         (x * Px).abs().sum(-1)
         + (linear.double() * x).abs().sum(-1)
@@ -205,7 +211,7 @@ def unconstrained_size(problem: Problem) -> Tensor:
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(a > 0, a / b, 0.0)
+    return torch.where(a <= 0, 0.0, a / b)  # 0 / 0 is 0, but NaN stays NaN
 
 
 def top(y: Tensor) -> Tensor:

@@ -58,7 +58,14 @@ def solve(
     if isinstance(problem, LP):
         if torch.is_grad_enabled() and any(
             t.requires_grad
-            for t in (problem.c, problem.l, problem.u, problem.lb, problem.ub, *problem.rows.tensors)
+            for t in (
+                problem.c,
+                problem.l,
+                problem.u,
+                problem.lb,
+                problem.ub,
+                *problem.rows.tensors,
+            )
         ):
             raise NotDifferentiableError(
                 "the solution of a linear program is piecewise constant in its cost; pass "
@@ -74,7 +81,8 @@ def solve(
     if not any(needed):
         return checked(solver, plain)
     call = Call(solver, plain, needed)
-    x = Solve.apply(call, *(tensor for tensor in tensors if tensor.requires_grad))
+    wanted = (tensor for tensor in tensors if tensor.requires_grad)
+    x: Tensor = Solve.apply(call, *wanted)  # type: ignore[no-untyped-call]
     solution = call.solution
     assert solution is not None
     call.solution = solution.with_x(x.detach())  # what the backward keeps must not hold x itself
@@ -117,10 +125,10 @@ def checked(solver: Backend, problem: Problem) -> Solution:
     if solver.capabilities.certifies:
         return solution
     x = solution.x
-    expected = (problem.c if isinstance(problem, LP) else problem.q).shape
-    if x.dtype not in ROW_PRECISION or x.shape != expected:
+    like = problem.c if isinstance(problem, LP) else problem.q
+    if x.dtype != like.dtype or x.shape != like.shape:
         raise ConvergenceError(
-            f"backend {solver.name!r}: expected x of shape {tuple(expected)} in float32 or float64 "
+            f"backend {solver.name!r}: expected x of shape {tuple(like.shape)} in {like.dtype} "
             f"from its solve, got {tuple(x.shape)} in {x.dtype}; the backend is at fault"
         )
     rows = row_excess(problem.rows, problem.l, problem.u, x) <= ROW_PRECISION[x.dtype]
@@ -161,7 +169,7 @@ class Solve(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, call: Call, *tensors: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, call: Call, *tensors: Tensor) -> Tensor:
         call.solution = checked(call.solver, call.problem)
         ctx.call = call
         # All that the backward reads, so that torch notices changes made in place.
@@ -170,7 +178,7 @@ class Solve(torch.autograd.Function):
         return x
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors  # raises if one was changed
         call: Call = ctx.call

@@ -51,22 +51,27 @@ def problem(**changes: Any) -> QP:
 
 
 class Fake(Backend):
-    """Returns what it was told to, and counts its calls."""
+    """Returns what it was told to, and counts its calls.
+
+    ``solve`` judges it, so a test about something else tells it the optimum: the multipliers of its
+    rows are zero unless given.
+    """
 
     name: ClassVar[str] = "fake"
     capabilities: ClassVar[Capabilities] = EVERYTHING
     made = 0
 
-    def __init__(self, *, x: Any = (1.0, 0.0), scale: float = 1.0) -> None:
+    def __init__(self, *, x: Any = (1.0, 0.0), row_dual: float = 0.0) -> None:
         type(self).made += 1
-        self.x, self.scale, self.solved = x, scale, 0
+        self.x, self.row_dual, self.solved = x, row_dual, 0
 
     def solve(self, problem: Any) -> Solution:
         self.solved += 1
         batch, m, n = problem.shape
         like = problem.c if isinstance(problem, LP) else problem.q
-        x = torch.as_tensor(self.x, dtype=like.dtype).expand(batch, n) * self.scale
-        return Solution(problem, x, torch.zeros(batch, m), (Status.SOLVED,) * batch, self.name)
+        x = torch.as_tensor(self.x, dtype=like.dtype).expand(batch, n)
+        y = torch.full((batch, m), self.row_dual, dtype=torch.float64)
+        return Solution(problem, x, y, (Status.SOLVED,) * batch, self.name)
 
 
 def subclass(**capabilities: Any) -> type[Fake]:
@@ -148,7 +153,8 @@ def test_a_registered_backend_is_loaded_when_first_asked_for(
 
 def test_options_reach_the_constructor(register: Callable[..., None]) -> None:
     register("mine", subclass)
-    other = solve(problem(l=torch.zeros(1)), backend="mine", x=(0.25, 0.5))
+    inside = problem(q=torch.tensor([-0.25, -0.5]), l=torch.zeros(1))
+    other = solve(inside, backend="mine", x=(0.25, 0.5))
     assert other.x.tolist() == [[0.25, 0.5]]
     with pytest.raises(ProblemError, match=r"backend 'mine': .*unexpected keyword argument 'y'"):
         backends.get("mine", y=1)
@@ -156,10 +162,11 @@ def test_options_reach_the_constructor(register: Callable[..., None]) -> None:
 
 def test_a_backend_object_needs_no_name(register: Callable[..., None]) -> None:
     fake = Fake(x=(0.0, 1.0))
-    assert solve(problem(), backend=fake).x.tolist() == [[0.0, 1.0]]
+    mirrored = problem(q=torch.tensor([0.5, -1.0]))
+    assert solve(mirrored, backend=fake).x.tolist() == [[0.0, 1.0]]
     assert fake.solved == 1
     layer = FairnessLayer(DemographicParity(tolerance=1.0), bounds=(0, 1), backend=fake)
-    assert layer(torch.tensor([0.3, 0.4]), torch.tensor([0, 1])).tolist() == [0.0, 1.0]
+    assert layer(torch.tensor([-0.3, 1.4]), torch.tensor([0, 1])).tolist() == [0.0, 1.0]
     assert layer.last.backend == "fake"
 
 
@@ -266,7 +273,8 @@ def test_auto_asks_for_the_form_of_the_rows(only: Callable[..., None]) -> None:
 
 def test_auto_sends_linear_programs_to_those_that_take_them(only: Callable[..., None]) -> None:
     only(quadratic=subclass(preference=9, linear=False), linear=subclass(preference=1))
-    data = LP(torch.ones(2), torch.ones(1, 2), torch.ones(1), torch.ones(1), 0.0, 1.0)
+    cost = torch.tensor([-1.0, 2.0])  # the bounds alone hold (1, 0): the row's multiplier is zero
+    data = LP(cost, torch.ones(1, 2), torch.ones(1), torch.ones(1), 0.0, 1.0)
     assert chosen(data) == "linear"
     assert chosen(data.smoothed(0.1)) == "quadratic"
 
@@ -393,13 +401,25 @@ def test_an_answer_without_numbers_is_an_error_without_bounds_too(value: float) 
 
 
 def test_a_wrong_linear_program_is_an_error() -> None:
-    with pytest.raises(ConvergenceError):
-        solve(LINEAR, backend=Fake(x=(1.0, 1.0)))
+    assert solve(LINEAR, backend=Fake(x=(0.5, 0.5), row_dual=-1.0)).x.tolist() == [[0.5, 0.5]]
+    with pytest.raises(ConvergenceError):  # the row
+        solve(LINEAR, backend=Fake(x=(1.0, 1.0), row_dual=-1.0))
+    with pytest.raises(ConvergenceError):  # the multiplier
+        solve(LINEAR, backend=Fake(x=(0.5, 0.5)))
+    dear = replace(LINEAR, c=torch.tensor([[1.0, 2.0]]), lb=torch.zeros(1, 2))
+    assert solve(dear, backend=Fake(x=(1.0, 0.0), row_dual=-1.0)).x.tolist() == [[1.0, 0.0]]
+    with pytest.raises(ConvergenceError):  # the other corner, which costs more
+        solve(dear, backend=Fake(x=(0.0, 1.0), row_dual=-1.0))
+    with pytest.raises(ConvergenceError):  # with the multiplier that suits it
+        solve(dear, backend=Fake(x=(0.0, 1.0), row_dual=-2.0))
 
 
-def test_the_wrong_problem_of_a_batch_is_named() -> None:
-    data = problem(q=torch.zeros(3, 2))
-    x = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.5, 0.6]])
+@pytest.mark.parametrize(
+    "third", [(0.5, 0.6), (0.25, 0.75)], ids=["a row broken", "feasible, not optimal"]
+)
+def test_the_wrong_problem_of_a_batch_is_named(third: tuple[float, float]) -> None:
+    data = problem(q=torch.tensor([[-1.0, 0.0], [-0.5, -0.5], [-0.5, -0.5]]))
+    x = torch.tensor([[1.0, 0.0], [0.5, 0.5], third])
     with pytest.raises(ConvergenceError, match="problem 2 of the batch") as caught:
         solve(data, backend=Fake(x=x))
     assert caught.value.batch == 2
@@ -408,12 +428,12 @@ def test_the_wrong_problem_of_a_batch_is_named() -> None:
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_the_promised_precision_is_the_limit(dtype: torch.dtype, limit: float) -> None:
     data = problem(
-        q=torch.zeros(2, dtype=dtype), P=torch.ones(2, dtype=dtype), lb=None, ub=None,
+        q=torch.tensor([-1.0, 0.0], dtype=dtype), P=torch.ones(2, dtype=dtype), lb=None, ub=None,
         rows=torch.ones(1, 2, dtype=dtype), l=torch.ones(1, dtype=dtype),
         u=torch.ones(1, dtype=dtype),
     )  # fmt: skip
-    # An excess e of this row has the scale 2: half of it counts.
-    inside = torch.tensor([1.0, limit], dtype=dtype)
+    # The scale of this row is 3, twice the largest entry and the side: a third of an excess counts.
+    inside = torch.tensor([1.0, 2 * limit], dtype=dtype)
     solve(data, backend=Fake(x=inside))
     with pytest.raises(ConvergenceError):
         solve(data, backend=Fake(x=torch.tensor([1.0, 4 * limit], dtype=dtype)))
@@ -421,13 +441,98 @@ def test_the_promised_precision_is_the_limit(dtype: torch.dtype, limit: float) -
 
 def test_the_layer_keeps_its_state_when_the_answer_is_wrong() -> None:
     layer = FairnessLayer(DemographicParity(tolerance=0.1), bounds=(0, 1), backend=Fake(x=0.0))
-    scores, groups = torch.tensor([0.3, 0.9]), torch.tensor([0, 1])
-    layer(scores, groups)
+    scores, groups = torch.tensor([-0.3, -0.9]), torch.tensor([0, 1])
+    assert layer(scores, groups).tolist() == [0.0, 0.0]
     last = layer.last
     layer.backend.x = (0.0, 1.0)
     with pytest.raises(ConvergenceError):
         layer(scores, groups)
     assert layer.last is last
+
+
+# Nearest point to (1, -0.5) with x0 + x1 = 1, without bounds: (1.25, -0.25) with multiplier -0.25.
+FREE = {"lb": None, "ub": None}
+FREE_OPTIMUM = (1.25, -0.25)
+
+SUBOPTIMAL: dict[str, tuple[dict[str, Any], tuple[float, float], float]] = {
+    "far": ({}, (0.25, 0.75), 0.0),
+    "in the middle": ({}, (0.5, 0.5), -0.5),
+    "near": ({}, (0.999, 0.001), 0.0),
+    "near, without bounds": (FREE, (1.251, -0.251), -0.25),
+    "no multiplier": (FREE, FREE_OPTIMUM, 0.0),
+    "a multiplier of the wrong sign": (FREE, FREE_OPTIMUM, 0.25),
+    "a multiplier too large": (FREE, FREE_OPTIMUM, -0.251),
+    "a multiplier that is NaN": (FREE, FREE_OPTIMUM, float("nan")),
+    "pushed towards no side": ({**FREE, "l": torch.tensor([-float("inf")])}, FREE_OPTIMUM, -0.25),
+    "pushed towards a distant side": ({**FREE, "l": torch.zeros(1)}, FREE_OPTIMUM, -0.25),
+}
+
+
+def test_an_optimum_with_its_multiplier_is_accepted() -> None:
+    """What the cases below are one step away from."""
+    for dtype in (torch.float32, torch.float64):
+        data = problem(**FREE, q=torch.tensor([-1.0, 0.5], dtype=dtype))
+        found = solve(data, backend=Fake(x=FREE_OPTIMUM, row_dual=-0.25))
+        assert found.residuals.worst == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("changes", "x", "row_dual"), SUBOPTIMAL.values(), ids=SUBOPTIMAL.keys()
+)
+def test_a_feasible_answer_that_is_not_optimal_is_an_error(
+    changes: dict[str, Any], x: tuple[float, float], row_dual: float, dtype: torch.dtype
+) -> None:
+    data = problem(**{"q": torch.tensor([-1.0, 0.5], dtype=dtype), **changes})
+    fake = Fake(x=x, row_dual=row_dual)
+    assert fake.solve(data).residuals.primal.item() <= 1e-7  # rows and bounds do not give it away
+    with pytest.raises(
+        ConvergenceError,
+        match="backend 'fake', problem 0 of the batch: stopped before the promised precision",
+    ) as caught:
+        solve(data, backend=fake)
+    assert caught.value.batch == 0
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
+def test_how_far_from_optimal_is_too_far(dtype: torch.dtype, limit: float) -> None:
+    """Stationarity is relative to the largest sum of terms, |P x| + |q| + |y|, here 2.5."""
+    data = problem(**FREE, q=torch.tensor([-1.0, 0.5], dtype=dtype))
+    solve(data, backend=Fake(x=FREE_OPTIMUM, row_dual=-0.25 - 2 * limit))
+    with pytest.raises(ConvergenceError, match="stationarity"):
+        solve(data, backend=Fake(x=FREE_OPTIMUM, row_dual=-0.25 - 4 * limit))
+
+
+MALFORMED: dict[str, Callable[[Tensor], Tensor]] = {
+    "no batch": lambda x: x[0],
+    "one too many dimensions": lambda x: x.unsqueeze(0),
+    "transposed": lambda x: x.mT,
+    "a variable short": lambda x: x[:, :1],
+    "a variable too many": lambda x: torch.cat([x, x[:, :1]], 1),
+    "half": Tensor.half,
+    "bfloat16": Tensor.bfloat16,
+    "integers": Tensor.long,
+    "narrower than the problem": Tensor.float,
+}
+
+
+@pytest.mark.parametrize("change", MALFORMED.values(), ids=MALFORMED.keys())
+@pytest.mark.parametrize("gradient", [False, True], ids=["plain", "grad"])
+def test_an_answer_of_a_wrong_shape_or_dtype_is_the_backends_fault(
+    change: Callable[[Tensor], Tensor], gradient: bool
+) -> None:
+    class Malformed(Fake):
+        def solve(self, problem: Any) -> Solution:
+            solution = super().solve(problem)
+            return replace(solution, x=change(solution.x))
+
+    q = torch.tensor([-1.0, 0.5], dtype=torch.float64, requires_grad=gradient)
+    with pytest.raises(
+        ConvergenceError,
+        match=r"backend 'fake': expected x of shape \(1, 2\) in torch.float64 from its solve, got "
+        r"\(.*\) in torch.*; the backend is at fault",
+    ):
+        solve(problem(q=q), backend=Malformed())
 
 
 def test_a_backend_that_certifies_is_not_checked_again() -> None:

@@ -677,7 +677,8 @@ class Corner(Backend):
 
     def solve(self, problem: Any) -> Solution:
         x = torch.tensor([[1.0, 0.0]]).expand(problem.shape[0], 2)
-        return Solution(problem, x, torch.zeros(problem.shape[:2]), (Status.SOLVED,), self.name)
+        y = torch.full(problem.shape[:2], -1.0, dtype=torch.float64)
+        return Solution(problem, x, y, (Status.SOLVED,), self.name)
 
 
 @pytest.fixture

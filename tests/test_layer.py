@@ -15,8 +15,10 @@ import textwrap
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -32,8 +34,9 @@ from fairopt import (
     MeanResidual,
     Status,
     project,
+    residuals,
 )
-from fairopt.backends.numba_ import Numba
+from fairopt.backends import Numba, numba_
 
 N = 12
 SCORES = torch.tensor(
@@ -121,6 +124,29 @@ def test_half_precision_is_the_rounded_float32_result(dtype: torch.dtype) -> Non
     half = SCORES.to(dtype)
     want = parity()(half.float(), GROUPS).to(dtype)
     assert parity()(half, GROUPS).tolist() == want.tolist()
+
+
+class Judged(Numba):
+    """A backend whose answers ``solve`` judges: their residuals are computed in every call."""
+
+    capabilities = replace(Numba.capabilities, certifies=False)
+
+
+@pytest.mark.parametrize("backend", [Numba(), Judged()], ids=["certified", "judged"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_last_holds_what_was_returned(dtype: torch.dtype, backend: Numba) -> None:
+    """Values, dtype and memory; its residuals are those of these values, also where they round."""
+    layer = FairnessLayer(PARITY, bounds=(0.1, 0.9), backend=backend)
+    fair = layer(SCORES.to(dtype, copy=True).requires_grad_(), GROUPS)
+    last = layer.last
+    assert last.x.dtype == fair.dtype == dtype
+    assert last.x.tolist() == [fair.tolist()]
+    assert last.x.data_ptr() == fair.data_ptr()
+    again = residuals(last.problem, fair.detach().unsqueeze(0), last.row_dual, last.bound_dual)
+    assert again.primal.item() == last.residuals.primal.item()
+    assert again.worst == last.residuals.worst
+    if dtype == torch.bfloat16:
+        assert last.residuals.worst > 1e-5  # these scores do round
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -645,6 +671,7 @@ def test_one_thread_and_two_agree(weighted: bool, groups: int) -> None:
         fair = parity()(leaf, codes, weights=weights)
         (grad,) = torch.autograd.grad(fair.square().sum(), leaf)
         found.append((fair, grad))
+    assert Numba(threads=2).workers(1, n) == 2  # or this compares nothing
     assert abs(float(scores[codes == 0].mean() - scores[codes == 1].mean())) > 0.1
     torch.testing.assert_close(*(f for f, _ in found), rtol=0, atol=1e-12)
     torch.testing.assert_close(*(g for _, g in found), rtol=0, atol=1e-12)
@@ -671,7 +698,7 @@ def script(folder: Path, code: str, **environment: str) -> str:
 
 
 def in_child(seed: int) -> list[float]:
-    """What a worker does: large enough for the backend to use its threads.
+    """What a worker does: large enough for the backend to use its threads, if told to use them.
 
     Torch itself keeps to one thread: its own OpenMP does not survive a fork (a bare ``x.sum()``
     hangs in the child), which is why a DataLoader sets this, too.
@@ -681,8 +708,9 @@ def in_child(seed: int) -> list[float]:
     scores = torch.rand(50_000, dtype=torch.float64, generator=generator)
     groups = torch.randint(0, 2, (50_000,), generator=generator)
     backend = Numba(threads=2)
-    assert backend.workers(1, 50_000) == 2
-    return project(scores, groups, PARITY, bounds=(0.1, 0.9), backend=backend)[:50].tolist()
+    with patch.object(numba_, "PARALLEL_FROM", 40_000):
+        assert backend.workers(1, 50_000) == 2
+        return project(scores, groups, PARITY, bounds=(0.1, 0.9), backend=backend)[:50].tolist()
 
 
 class Projected(Dataset):

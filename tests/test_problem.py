@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -140,6 +142,17 @@ def test_each_residual_sees_its_own_fault(change, field: str) -> None:  # type: 
     problem, *point = solved()
     found = residuals(problem, *change(*point))
     assert float(getattr(found, field)) > 0.01
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["x", "row_dual", "bound_dual"])
+def test_residuals_of_nan_are_not_zero(place: int) -> None:
+    problem, *point = solved()
+    point[place] = point[place].clone()
+    point[place][0, -1] = float("nan")
+    found = residuals(problem, *point)
+    assert math.isnan(found.worst)
+    assert math.isnan(found.stationarity.item())
+    assert place > 0 or math.isnan(found.primal.item())
 
 
 def test_all_finite_is_not_fooled_by_overflow() -> None:
