@@ -12,6 +12,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import torch
 from hypothesis import HealthCheck, settings
 
+from fairopt.backends import numba_
+
 # Reproducible by default: the same code draws the same problems on every machine, so that a red run
 # stays red until it is mended. To look for new counterexamples, with a line that reproduces each:
 #
@@ -27,11 +29,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))  # an unk
 
 
 @pytest.fixture(autouse=True)
-def _clean_torch() -> Iterator[None]:
+def _clean_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Seed torch; give back its threads, default dtype and gradient mode as they were.
 
-    Two threads whatever the machine has: the parallel code runs everywhere, and sums agree.
+    Two threads whatever the machine has, and from sizes that a test can afford: the parallel code
+    runs everywhere, and sums agree.
     """
+    monkeypatch.setattr(numba_, "PARALLEL_FROM", 40_000)
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     torch.manual_seed(0)
     torch.set_num_threads(2)
