@@ -1,7 +1,7 @@
 """fairopt: guaranteed fairness for PyTorch models.
 
-A differentiable layer moves predictions as little as possible so that a parity notion holds, exactly,
-in training and in serving. Importing this package imports no solver.
+A differentiable layer moves predictions as little as possible so that a parity notion holds,
+exactly, in training and in serving. Importing this package imports no solver.
 """
 
 from fairopt.constraints import (

@@ -1,4 +1,4 @@
-"""formulate(): scores, groups and constraints become a QP, in ordinary differentiable torch code."""
+"""formulate(): scores, groups and constraints become a QP, in differentiable torch code."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def formulate(
         constraints: one or several; all hold at once, each with its own tolerance.
         scores: ``(n,)``, ``(n, 1)`` or ``(B, n)``; float64, float32, bfloat16 or float16 (the last
             two are widened to float32).
-        groups: group codes, integers >= 0 or bool, ``(n,)`` or ``(B, n)``; or a mapping of attribute
-            name to such a tensor. A bare tensor is the attribute ``"group"``.
+        groups: group codes, integers >= 0 or bool, ``(n,)`` or ``(B, n)``; or a mapping of
+            attribute name to such a tensor. A bare tensor is the attribute ``"group"``.
         targets: shape of ``scores``; 0 and 1 where a notion conditions on the outcome.
         bounds: ``(lower, upper)``, each a number, a tensor (scalar, ``(n,)`` or ``(B, n)``) or
             ``None``; ``None`` for no bounds at all. A bound that the dtype of the scores cannot
@@ -101,12 +101,17 @@ def formulate(
             'use larger or stratified batches, or missing_group="skip"'
         )
     alone = tuple(f"{name}: only one group" for name in rows.alone)
-    if weight is None and len(cells.index) == 1 and cells.size <= MOST_COUNTS and fixed(constraints):
+    if (
+        weight is None
+        and len(cells.index) == 1
+        and cells.size <= MOST_COUNTS
+        and fixed(constraints)
+    ):
         written = counted_rows(constraints, rows, cells.counts(), flat.device, missing_group)
     else:
         mass = cells.mass(weight, batch if weight is not None else len(cells.index))
         written = write_rows(constraints, rows, mass, missing_group)
-    names, skipped, coefficient, l, u = written  # noqa: E741
+    names, skipped, coefficient, l, u = written
     if rows.shifted and names:
         assert values is not None
         weighted = values if weight is None else values * weight
@@ -118,7 +123,7 @@ def formulate(
         size = coefficient.detach().abs() @ cells.sum(weighted.detach().abs(), batch).unsqueeze(-1)
         shift = torch.where(shift.abs() <= 4e-15 * size.squeeze(-1), 0 * shift, shift)
         shift = shift * rows.residual[kept]
-        l, u = l + shift, u + shift  # noqa: E741
+        l, u = l + shift, u + shift
 
     lower, upper = inward_bounds(bounds, scores, flat)
     m = len(names)
@@ -172,12 +177,11 @@ def flat_scores(scores: Tensor) -> Tensor:
             f"scores: expected a floating-point tensor, got {scores.dtype}; convert with .float()"
         )
     if scores.dim() not in (1, 2):
-        raise ProblemError(
-            f"scores: expected shape (n,), (n, 1) or (B, n), got {shape_of(scores)}"
-        )
+        raise ProblemError(f"scores: expected shape (n,), (n, 1) or (B, n), got {shape_of(scores)}")
     if scores.numel() == 0:
         raise ProblemError(
-            f"scores: expected at least one sample, got shape {shape_of(scores)}; skip empty batches"
+            f"scores: expected at least one sample, got shape {shape_of(scores)}; skip "
+            "empty batches"
         )
     if not all_finite(scores):
         bad = (~torch.isfinite(scores.detach())).nonzero()
@@ -339,9 +343,7 @@ def inward_bounds(bounds: Bounds, scores: Tensor, flat: Tensor) -> tuple[Tensor,
     if bounds is None:
         bounds = (None, None)
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-        raise ProblemError(
-            f"bounds: expected (lower, upper), or None for none, got {bounds!r}"
-        )
+        raise ProblemError(f"bounds: expected (lower, upper), or None for none, got {bounds!r}")
     if type(bounds[0]) in NUMBERS and type(bounds[1]) in NUMBERS:
         return number_bounds(bounds[0], bounds[1], scores.dtype, flat.dtype, flat.device)
     for name, value in zip(("lower bound", "upper bound"), bounds, strict=True):
@@ -358,7 +360,11 @@ def inward_bounds(bounds: Bounds, scores: Tensor, flat: Tensor) -> tuple[Tensor,
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def number_bounds(
-    lower: float | None, upper: float | None, dtype: torch.dtype, kept: torch.dtype, device: torch.device
+    lower: float | None,
+    upper: float | None,
+    dtype: torch.dtype,
+    kept: torch.dtype,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Bounds that are numbers or absent, made once. ``kept`` is the dtype of the solution."""
     like = torch.zeros((), dtype=dtype, device=device)
@@ -526,7 +532,7 @@ def counted_rows(
     device: torch.device,
     missing_group: MissingGroup,
 ) -> Written:
-    """``write_rows`` without weights: a function of counts alone, which stratified batches repeat."""
+    """``write_rows`` without weights: a function of counts, which stratified batches repeat."""
     mass = torch.tensor([counts], dtype=torch.float64, device=device)
     return write_rows(constraints, rows, mass, missing_group)
 
@@ -565,7 +571,7 @@ def contrasts(rows: Comparison, totals: Tensor) -> Tensor:
 def leave_out(
     rows: Comparison,
     totals: Tensor,
-    l: Tensor,  # noqa: E741
+    l: Tensor,
     u: Tensor,
     missing_group: MissingGroup,
 ) -> Written:
@@ -580,12 +586,12 @@ def leave_out(
     if missing_group == "raise":
         raise ProblemError(
             "groups: the batch lacks a group, so that these rows compare nothing: "
-            f"{', '.join(absent)}; use larger or stratified batches, or missing_group=\"skip\""
+            f'{", ".join(absent)}; use larger or stratified batches, or missing_group="skip"'
         )
     coefficient = contrasts(rows, torch.where(here.unsqueeze(1), totals, 1.0)) * here.unsqueeze(-1)
     keep = here.any(0).nonzero().squeeze(1)
     names = tuple(rows.names[i] for i in keep.tolist())
-    l = torch.where(here, l, -math.inf)[:, keep]  # noqa: E741
+    l = torch.where(here, l, -math.inf)[:, keep]
     u = torch.where(here, u, math.inf)[:, keep]
     skipped = tuple(f"{name}: a group has no samples" for name in absent)
     return names, skipped, coefficient[:, keep], l, u

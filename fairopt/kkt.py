@@ -23,8 +23,8 @@ So, for every parameter at once,
     dL/d(bound)_T = g + P v + A^T nu.
 
 v is unique. nu is not when active rows depend on each other; the shortest one is taken, on rows
-scaled to unit length in the metric of P^-1. All that does not depend on the choice (everything, if the
-bounds' gradients see no dependent rows) is then right, and what does has one documented value.
+scaled to unit length in the metric of P^-1. All that does not depend on the choice (everything, if
+the bounds' gradients see no dependent rows) is then right, and what does has one documented value.
 
 Diagonal P. Eliminating v_F = -P_FF^-1 (g + A^T nu)_F from (*) leaves the m x m system
 A_WF P_FF^-1 A_WF^T nu = -A_WF P_FF^-1 g_F. With N N^T = A P_FF^-1 A^T and N c = A P_FF^-1 g
@@ -50,8 +50,8 @@ from fairopt.solution import Solution
 
 __all__ = ["Adjoint", "Gradients", "adjoint", "gradients", "least_norm"]
 
-# Singular values below this share of the largest are rank deficiency. Rows are scaled to unit length
-# before, so that true dependence shows as 1e-16 and honest ill-conditioning (weights over
+# Singular values below this share of the largest are rank deficiency. Rows are scaled to unit
+# length before, so that true dependence shows as 1e-16 and honest ill-conditioning (weights over
 # six orders of magnitude) as 1e-6.
 RANK = 1e-11
 
@@ -71,7 +71,7 @@ class Gradients:
     P: Tensor | None
     q: Tensor | None
     rows: tuple[Tensor | None, ...]
-    l: Tensor | None  # noqa: E741
+    l: Tensor | None
     u: Tensor | None
     lb: Tensor | None
     ub: Tensor | None
@@ -107,9 +107,7 @@ def row_sides(problem: QP, solution: Solution, d: Tensor) -> Tensor:
 def bound_sides(problem: QP, solution: Solution, d: Tensor) -> Tensor:
     """``active_sides`` of the bounds, ``(B, n)``."""
     x = solution.x.detach().double()
-    return active_sides(
-        solution.bound_dual, x, problem.lb.double(), problem.ub.double(), 1 / d
-    )
+    return active_sides(solution.bound_dual, x, problem.lb.double(), problem.ub.double(), 1 / d)
 
 
 def least_norm(N: Tensor, c: Tensor) -> Tensor:
@@ -122,11 +120,11 @@ def least_norm(N: Tensor, c: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(N, dim=-1)
     scale = torch.where(length > 0, 1 / length, 0.0)
     if N.shape[-2] == 1:
-        return -(N @ c.unsqueeze(-1)).squeeze(-1) * scale.square()
+        return -torch.einsum("bmk,bk->bm", N, c) * scale.square()
     U, S, Vh = torch.linalg.svd(N * scale.unsqueeze(-1), full_matrices=False)
     inverse = torch.where(S > RANK * S[..., :1], 1 / S, 0.0)
     z = (Vh @ c.unsqueeze(-1)).squeeze(-1) * inverse
-    return -(U @ z.unsqueeze(-1)).squeeze(-1) * scale
+    return -torch.einsum("bmk,bk->bm", U, z) * scale
 
 
 def adjoint(problem: QP, solution: Solution, g: Tensor) -> Adjoint:

@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from torch import Tensor
 from fairopt.errors import ProblemError
 
 __all__ = ["LP", "QP", "CellRows", "DenseRows", "Problem", "Rows", "SparseRows"]
+
+Kind = TypeVar("Kind")
 
 FLOATS = (torch.float32, torch.float64)
 
@@ -135,7 +137,8 @@ class Rows(ABC):
     def norms(self, d: Tensor) -> Tensor:
         """sqrt of the diagonal of A diag(d) A^T: ``(B, n)`` to ``(B, m)``."""
         factor, _ = self.factor(d, d)
-        return torch.linalg.vector_norm(factor, dim=-1)
+        norms: Tensor = torch.linalg.vector_norm(factor, dim=-1)
+        return norms
 
     def detach(self) -> Rows:
         """The same rows without their history."""
@@ -257,7 +260,9 @@ class SparseRows(Rows):
 
     def with_tensors(self, *tensors: Tensor) -> SparseRows:
         (values,) = tensors
-        return trusted(SparseRows, row=self.row, column=self.column, values=values, m=self.m, n=self.n)
+        return trusted(
+            SparseRows, row=self.row, column=self.column, values=values, m=self.m, n=self.n
+        )
 
     def expand(self, batch: int) -> SparseRows:
         return self.with_tensors(self.values.expand(batch, -1))
@@ -404,7 +409,9 @@ class CellRows(Rows):
     def pull_back(self, y: Tensor, v: Tensor, nu: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         weight = self.weight.double()
         v_sums, x_sums = self.sum_cells(weight * v), self.sum_cells(weight * x)
-        coefficient = y.unsqueeze(-1) * v_sums.unsqueeze(-2) + nu.unsqueeze(-1) * x_sums.unsqueeze(-2)
+        coefficient = y.unsqueeze(-1) * v_sums.unsqueeze(-2) + nu.unsqueeze(-1) * x_sums.unsqueeze(
+            -2
+        )
         return coefficient, v * self.spread(self.tilt(y)) + x * self.spread(self.tilt(nu))
 
     def absolute(self) -> CellRows:
@@ -424,7 +431,7 @@ class CellRows(Rows):
 
 
 def cell_factor(coefficient: Tensor, h: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """``Rows.factor`` from the cell sums h of d w^2 and g of d w g: ``(B, m, K)`` and ``(B, K)``."""
+    """``Rows.factor`` from the cell sums of d w^2 and of d w g: ``(B, m, K)`` and ``(B, K)``."""
     root = h.sqrt()
     return coefficient * root.unsqueeze(-2), torch.where(h > 0, g / root, 0.0)
 
@@ -457,7 +464,7 @@ class QP:
     P: Tensor | SparseRows
     q: Tensor
     rows: Rows
-    l: Tensor  # noqa: E741
+    l: Tensor
     u: Tensor
     lb: Tensor
     ub: Tensor
@@ -469,7 +476,7 @@ class QP:
         P: Tensor | SparseRows,
         q: Tensor,
         rows: Rows | Tensor,
-        l: Tensor,  # noqa: E741
+        l: Tensor,
         u: Tensor,
         lb: Tensor | float | None = None,
         ub: Tensor | float | None = None,
@@ -485,8 +492,12 @@ class QP:
             if P.dim() == 2 and q.dim() == 1:
                 P = P.unsqueeze(0)
         common = canonical(q, rows, l, u, lb, ub, row_names)
-        batch, n = common["q"].shape
-        quadratic = batched_quadratic(P, max(batch, len(P)) if isinstance(P, Tensor) and P.dim() == 3 else batch, n)
+        linear = common["q"]
+        assert isinstance(linear, Tensor)
+        batch, n = linear.shape
+        quadratic = batched_quadratic(
+            P, max(batch, len(P)) if isinstance(P, Tensor) and P.dim() == 3 else batch, n
+        )
         if isinstance(quadratic, Tensor) and len(quadratic) != batch:
             raise ProblemError(
                 f"P: expected a batch of {batch} like the other data, got {len(quadratic)}"
@@ -514,7 +525,7 @@ class QP:
 
     def with_tensors(self, *tensors: Tensor) -> QP:
         """The same structure with other values, in the order of ``tensors``."""
-        P, q, *rows, l, u, lb, ub = tensors  # noqa: E741
+        P, q, *rows, l, u, lb, ub = tensors
         quadratic = P if isinstance(self.P, Tensor) else self.P.with_tensors(P)
         return trusted(
             QP, P=quadratic, q=q, rows=self.rows.with_tensors(*rows), l=l, u=u, lb=lb, ub=ub,
@@ -526,7 +537,7 @@ class QP:
         q = without_history(self.q)
         if any(t.requires_grad for t in self.tensors if t is not self.q):
             return self.with_tensors(*map(without_history, self.tensors))
-        return trusted(QP, **{**self.__dict__, "q": q})  # type: ignore[no-any-return]
+        return trusted(QP, **{**self.__dict__, "q": q})
 
     def diagonal(self) -> Tensor:
         """The diagonal of P, ``(B, n)``, float64; 1 where it is zero. A metric, not a matrix."""
@@ -553,7 +564,7 @@ class LP:
 
     c: Tensor
     rows: Rows
-    l: Tensor  # noqa: E741
+    l: Tensor
     u: Tensor
     lb: Tensor
     ub: Tensor
@@ -564,7 +575,7 @@ class LP:
         self,
         c: Tensor,
         rows: Rows | Tensor,
-        l: Tensor,  # noqa: E741
+        l: Tensor,
         u: Tensor,
         lb: Tensor | float | None = None,
         ub: Tensor | float | None = None,
@@ -603,7 +614,7 @@ Problem: TypeAlias = QP | LP
 # ---------------------------------------------------------------------------------------------
 
 
-def trusted(kind: type, **fields: object):  # type: ignore[no-untyped-def]
+def trusted(kind: type[Kind], **fields: object) -> Kind:
     """A frozen instance from fields already in canonical form: for internal conversions only."""
     instance = object.__new__(kind)
     instance.__dict__.update(fields)
@@ -671,7 +682,7 @@ def batched_quadratic(P: Tensor | SparseRows, batch: int, n: int) -> Tensor | Sp
 def canonical(
     q: Tensor,
     rows: Rows | Tensor,
-    l: Tensor,  # noqa: E741
+    l: Tensor,
     u: Tensor,
     lb: Tensor | float | None,
     ub: Tensor | float | None,
@@ -696,8 +707,10 @@ def canonical(
     fields: dict[str, object] = {}
     for name, tensor in named.items():
         size = m if name in ("l", "u") else n
-        if tensor.dim() > 2 or tensor.shape[-1:] not in ((size,), ()) or (
-            tensor.dim() == 2 and len(tensor) not in (1, batch)
+        if (
+            tensor.dim() > 2
+            or tensor.shape[-1:] not in ((size,), ())
+            or (tensor.dim() == 2 and len(tensor) not in (1, batch))
         ):
             raise ProblemError(
                 f"{name}: expected shape ({batch}, {size}) or ({size},), got {shape_of(tensor)}"

@@ -189,7 +189,7 @@ def scatter(values, cell, first, last, position, out):  # type: ignore[no-untype
 
 @compiled()
 def cell_limits(inverse, w, lb, ub, start, first, last, H, low, high, mass):  # type: ignore[no-untyped-def]
-    """Per cell: curvature with nothing clipped, least and greatest sum within the bounds, weight."""
+    """Per cell: curvature with nothing clipped, least and greatest sum in the bounds, weight."""
     for k in range(H.shape[0]):
         a = max(start[k], first)
         b = max(a, min(start[k + 1], last))
@@ -882,11 +882,11 @@ def advance(C, l, u, low, high, H, mass, s, h, size, rounding, numbers, counts, 
             D[k] = numbers[MU] * H[k]
             counts[REGULAR] = 0  # the model guesses: overshoot is not to be trusted
     counts[ITERATION] += 1
-    if not newton_step(C, l, u, floor, s, D, y, target, dt, ray):
-        if proves_infeasible(C, l, u, ray, low, high):
-            target[:] = ray
-            return INFEASIBLE
-        # Contradictory only to rounding: the step towards the rows before it is still good.
+    solved = newton_step(C, l, u, floor, s, D, y, target, dt, ray)
+    if not solved and proves_infeasible(C, l, u, ray, low, high):
+        target[:] = ray
+        return INFEASIBLE
+    # Contradictory only to rounding: the step towards the other rows is still good.
 
     slope = 0.0
     for k in range(K):
@@ -988,7 +988,28 @@ def solve_one(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, x):  # type
 
 
 @compiled()
-def solve(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, precision, first, last, x, y, T, status, passes, worst):  # type: ignore[no-untyped-def]
+def solve(
+    C,
+    l,
+    u,
+    q,
+    inverse,
+    w,
+    lb,
+    ub,
+    cell,
+    grouped,
+    single,
+    precision,
+    first,
+    last,
+    x,
+    y,
+    T,
+    status,
+    passes,
+    worst,
+):  # type: ignore[no-untyped-def]
     """Solve the problems first <= b < last of a batch, one after the other, in one thread.
 
     ``inverse`` (1/P), ``w``, ``lb`` and ``ub`` are four numbers or four arrays (B, n). With

@@ -92,7 +92,7 @@ class Numba(Backend):
             failures = some(0, batch) if workers == 1 else sum(in_parallel(some, batch, workers))
         if failures:
             raise_failure(problem, status, worst, y, precision)
-        return trusted(  # type: ignore[no-any-return]
+        return trusted(
             Solution,
             problem=problem,
             x=answer if answer.dtype == problem.q.dtype else answer.to(problem.q.dtype),
@@ -183,7 +183,12 @@ class Data:
             quadratic_, w_, lower_, upper_ = (as_numpy(t, np.float64) for t in tensors)
             positive = bool((quadratic_ > 0).all())
             self.q = as_numpy(problem.q, np.float64)
-            self.scalars_or_arrays = (1 / quadratic_ if positive else quadratic_, w_, lower_, upper_)
+            self.scalars_or_arrays = (
+                1 / quadratic_ if positive else quadratic_,
+                w_,
+                lower_,
+                upper_,
+            )
         if not positive:
             raise UnsupportedProblemError(
                 "backend 'numba' needs a positive diagonal P: where it is zero the projection is "
@@ -192,14 +197,15 @@ class Data:
 
     def of(self, b: int) -> tuple[Any, ...]:
         """1/P, weight and bounds of one problem."""
-        return tuple(kernels.item(a, b) for a in self.scalars_or_arrays)
+        pick = kernels.item
+        return tuple(pick(a, b) for a in self.scalars_or_arrays)  # type: ignore[no-untyped-call]
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Tensor:
     """An uninitialised tensor of a NumPy dtype.
 
-    NumPy asks the system for huge pages and torch does not: for large arrays, which are new memory each
-    time, the first touch is three times faster. Small ones torch gives out faster.
+    NumPy asks the system for huge pages and torch does not: for large arrays, which are new memory
+    each time, the first touch is three times faster. Small ones torch gives out faster.
     """
     if math.prod(shape) > HUGE_FROM:
         return torch.from_numpy(np.empty(shape, dtype))
@@ -218,7 +224,7 @@ def solve_parallel(
     data: Data, workers: int, x: Array, y: Array, tilts: Array
 ) -> tuple[int, int, float]:
     """One large problem: every pass split over the threads, the small algebra in one."""
-    q, cell, C, l, u = data.q[0], data.cell[0], data.C[0], data.l[0], data.u[0]  # noqa: E741
+    q, cell, C, l, u = data.q[0], data.cell[0], data.C[0], data.l[0], data.u[0]
     inverse, w, lb, ub = data.of(0)
     n, (m, K) = len(q), C.shape
     cut = [n * i // workers for i in range(workers + 1)]
@@ -228,9 +234,7 @@ def solve_parallel(
         qs, ps, ws, los, ups, place = q, inverse, w, lb, ub, cell
         each(
             workers,
-            lambda c: kernels.pair_limits(
-                ps, ws, los, ups, cell, cut[c], cut[c + 1], *parts[:, c]
-            ),
+            lambda c: kernels.pair_limits(ps, ws, los, ups, cell, cut[c], cut[c + 1], *parts[:, c]),
         )
     else:
         tables = np.empty((workers, K), np.int64)
@@ -295,9 +299,7 @@ def solve_parallel(
     return status, int(counts[kernels.EVALUATIONS]), kernels.excess(C, l, u, mass, s, size)
 
 
-def raise_failure(
-    problem: QP, status: Array, worst: Array, y: Array, precision: float
-) -> NoReturn:
+def raise_failure(problem: QP, status: Array, worst: Array, y: Array, precision: float) -> NoReturn:
     """Our error for the first problem of the batch that has no acceptable solution."""
     good = (status == kernels.CONVERGED) & (worst <= precision)
     index = int(np.flatnonzero(~good)[0])
