@@ -477,9 +477,7 @@ def test_an_optimum_with_its_multiplier_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(
-    ("changes", "x", "row_dual"), SUBOPTIMAL.values(), ids=SUBOPTIMAL.keys()
-)
+@pytest.mark.parametrize(("changes", "x", "row_dual"), SUBOPTIMAL.values(), ids=SUBOPTIMAL.keys())
 def test_a_feasible_answer_that_is_not_optimal_is_an_error(
     changes: dict[str, Any], x: tuple[float, float], row_dual: float, dtype: torch.dtype
 ) -> None:

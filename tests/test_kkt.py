@@ -90,7 +90,7 @@ def random_qp(seed: int, kind: str, batch: int = 1) -> list[torch.Tensor]:
 def test_every_gradient_against_finite_differences(kind: str, form: str, batch: int) -> None:
     inputs = random_qp(1, kind, batch)
 
-    def solution(P, q, A, l, u, lb, ub):  # type: ignore[no-untyped-def]  # noqa: E741
+    def solution(P, q, A, l, u, lb, ub):  # type: ignore[no-untyped-def]
         P = 0.5 * (P + P.mT) if P.dim() == 3 else P
         if kind == "sparse":
             P = DenseRows(P).to_sparse()

@@ -437,7 +437,7 @@ def test_a_change_in_place_never_yields_a_wrong_gradient(
     try:
         (got,) = torch.autograd.grad(fair, given["scores"], cotangent)
     except RuntimeError as error:
-        assert "modified by an inplace operation" in str(error)  # noqa: PT017
+        assert "modified by an inplace operation" in str(error)
     else:
         torch.testing.assert_close(got, want, rtol=0, atol=0)
 

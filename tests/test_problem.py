@@ -107,10 +107,14 @@ def test_problems_are_frozen() -> None:
 def solved() -> tuple[QP, torch.Tensor, torch.Tensor, torch.Tensor]:
     """minimise |x - (2, 0)|^2 / 2, x_1 - x_2 <= 1, x_1 <= 1.2: x = (1.2, 0.2), by hand."""
     problem = QP(
-        torch.ones(2).double(), torch.tensor([-2.0, 0.0], dtype=torch.float64),
-        torch.tensor([[1.0, -1.0]], dtype=torch.float64), torch.tensor([-torch.inf], dtype=torch.float64),
-        torch.tensor([1.0], dtype=torch.float64), None, torch.tensor([1.2, 5.0], dtype=torch.float64),
-    )  # fmt: skip
+        torch.ones(2).double(),
+        torch.tensor([-2.0, 0.0], dtype=torch.float64),
+        torch.tensor([[1.0, -1.0]], dtype=torch.float64),
+        torch.tensor([-torch.inf], dtype=torch.float64),
+        torch.tensor([1.0], dtype=torch.float64),
+        None,
+        torch.tensor([1.2, 5.0], dtype=torch.float64),
+    )
     return (
         problem,
         torch.tensor([[1.2, 0.2]], dtype=torch.float64),
