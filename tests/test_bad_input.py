@@ -309,6 +309,45 @@ def test_an_absent_reference_is_refused_if_asked() -> None:
     )
 
 
+def test_a_missing_group_with_the_highest_code_is_refused_if_declared_and_asked() -> None:
+    project(SCORES, GROUPS, PARITY, bounds=(0, 1), missing_group="raise")  # not known to be missing
+    for counts in (3, {"group": 3}):
+        refused(
+            "these rows compare nothing: group: 0 vs 2, group: 1 vs 2; use larger or stratified",
+            missing_group="raise",
+            group_counts=counts,
+        )
+
+
+def test_boolean_groups_of_one_value_are_refused_if_asked() -> None:
+    refused(
+        "these rows compare nothing: group: 0 vs 1;",
+        groups=torch.zeros(4, dtype=torch.bool),
+        missing_group="raise",
+    )
+
+
+@pytest.mark.parametrize("counts", [2, {"race": 2}, {"sex": 2, "race": 2}], ids=repr)
+def test_codes_beyond_the_declared_count(counts: Any) -> None:
+    refused(
+        r"groups\['race'\]: expected codes below 2, the number of groups declared, got 2; correct "
+        "the code, or group_counts",
+        groups={"sex": GROUPS, "race": torch.tensor([0, 2, 1, 2])},
+        group_counts=counts,
+    )
+
+
+def test_true_beyond_the_declared_count() -> None:
+    refused("expected codes below 1, .* got 1", groups=GROUPS.bool(), group_counts=1)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, NAN, True, "2", torch.tensor(2), [2]], ids=repr)
+def test_counts_that_are_no_counts(count: Any) -> None:
+    match = r"group_counts: expected a whole number of at least 1 for 'group', got "
+    refused(match, group_counts=count)
+    refused(match, group_counts={"group": count})
+
+
 def test_an_unknown_way_with_missing_groups() -> None:
     refused("missing_group: expected 'skip' or 'raise', got 'drop'", missing_group="drop")
 

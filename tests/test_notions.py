@@ -480,6 +480,67 @@ def test_a_lone_group_is_named_beside_attributes_that_can_be_compared() -> None:
     assert problem.skipped == ("race: only one group",)
 
 
+def test_a_missing_group_with_the_highest_code_is_named_where_counts_are_declared() -> None:
+    groups = torch.tensor([0, 0, 1, 1])
+    scores = torch.tensor([0.9, 0.7, 0.3, 0.1], dtype=torch.float64)
+    layer = FairnessLayer(DemographicParity(tolerance=0.1), bounds=(0, 1))
+    fair = layer(scores, groups)
+    assert layer.last.skipped == ()  # nothing says that there is a group 2
+    for counts in (3, {"group": 3}):
+        declared = FairnessLayer(
+            DemographicParity(tolerance=0.1), bounds=(0, 1), group_counts=counts
+        )
+        assert declared(scores, groups).tolist() == fair.tolist()
+        assert declared.last.problem.row_names == ("group: 0 vs 1",)
+        assert declared.last.skipped == (
+            "group: 0 vs 2: a group has no samples",
+            "group: 1 vs 2: a group has no samples",
+        )
+        alone = declared(scores, torch.zeros(4, dtype=torch.int64))
+        assert alone.tolist() == scores.tolist()
+        assert len(declared.last.skipped) == 3  # 0 vs 1, 0 vs 2, 1 vs 2
+
+
+def test_counts_name_missing_groups_of_intersections_and_events() -> None:
+    notion = EqualOpportunity(tolerance=0.1, on=("sex", "race"), compare="overall")
+    counts = {"sex": 2, "race": 4}
+    problem = formulate(notion, SCORES, PEOPLE, Y, bounds=None, group_counts=counts)
+    lacking = formulate(notion, SCORES, PEOPLE, Y, bounds=None)
+    assert problem.row_names == lacking.row_names
+    new = {f"sex x race: ({sex}, 3) vs all | y = 1: a group has no samples" for sex in (0, 1)}
+    assert set(problem.skipped) == set(lacking.skipped) | new
+    partly = formulate(notion, SCORES, PEOPLE, Y, bounds=None, group_counts={"race": 4})
+    assert partly.skipped == problem.skipped  # sex has the groups of the call
+
+
+@pytest.mark.parametrize("compare", ["pairwise", "overall"])
+def test_counts_that_the_data_fill_change_nothing(compare: str) -> None:
+    notion = DemographicParity(tolerance=0.02, compare=compare)
+    counts = {"sex": 2, "race": 3}
+    fair = project(SCORES, PEOPLE, notion, bounds=(0, 1), group_counts=counts)
+    assert fair.tolist() == project(SCORES, PEOPLE, notion, bounds=(0, 1)).tolist()
+    problem = formulate(notion, SCORES, PEOPLE, bounds=None, group_counts=counts)
+    assert problem.skipped == ()
+    assert problem.row_names == formulate(notion, SCORES, PEOPLE, bounds=None).row_names
+
+
+def test_many_declared_groups_keep_their_codes() -> None:
+    """More than are numbered without a declaration."""
+    notion = DemographicParity(tolerance=0.05, compare="reference", reference=99)
+    codes = torch.tensor([0, 50, 99])[RACE]
+    problem = formulate(notion, SCORES, {"school": codes}, bounds=None, group_counts=100)
+    assert problem.row_names == ("school: 0 vs 99", "school: 50 vs 99")
+    assert len(problem.skipped) == 97
+
+
+@pytest.mark.parametrize("present", [False, True], ids=str)
+def test_boolean_groups_are_two_without_a_declaration(present: bool) -> None:
+    groups = torch.full((10,), present)
+    problem = formulate(DemographicParity(tolerance=0.1), SCORES, groups, bounds=None)
+    assert problem.row_names == ()
+    assert problem.skipped == ("group: 0 vs 1: a group has no samples",)
+
+
 def test_different_groups_missing_in_different_problems() -> None:
     groups = torch.tensor([[0, 0, 1, 1], [0, 0, 2, 2], [0, 1, 2, 2], [1, 1, 1, 1]])
     scores = torch.tensor([[0.9, 0.7, 0.3, 0.1]], dtype=torch.float64).repeat(4, 1)
