@@ -26,8 +26,8 @@ class Capabilities:
         linear: whether it solves LPs.
         rows: forms of rows it takes as they are, among "dense", "sparse", "cells".
         devices: torch device types its tensors may be on.
-        certifies: whether it has itself checked rows and bounds of the x that it returns, in
-            float64, as returned; ``solve`` then does not check again.
+        certifies: whether it vouches for what it returns: rows and bounds checked in float64, as
+            returned, and optimality made sure of by its method; ``solve`` then does not check.
         preference: higher is preferred by ``backend="auto"`` among those that can.
     """
 
