@@ -252,6 +252,13 @@ def counted(
     if group_counts is None:
         return boolean or None
     named = group_counts if isinstance(group_counts, Mapping) else dict.fromkeys(used, group_counts)
+    known = tuple(groups) if isinstance(groups, Mapping) else ("group",)
+    unknown = [name for name in named if name not in known]
+    if unknown:
+        raise ProblemError(
+            f"group_counts: expected names among {', '.join(map(repr, known))}, got "
+            f"{', '.join(map(repr, unknown))}"
+        )
     for name, count in named.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ProblemError(

@@ -341,6 +341,10 @@ def test_true_beyond_the_declared_count() -> None:
     refused("expected codes below 1, .* got 1", groups=GROUPS.bool(), group_counts=1)
 
 
+def test_a_declared_count_of_an_unknown_attribute_is_refused() -> None:
+    refused("group_counts: expected names among 'group', got 'gender'", group_counts={"gender": 2})
+
+
 @pytest.mark.parametrize("count", [0, -1, 2.0, NAN, True, "2", torch.tensor(2), [2]], ids=repr)
 def test_counts_that_are_no_counts(count: Any) -> None:
     match = r"group_counts: expected a whole number of at least 1 for 'group', got "

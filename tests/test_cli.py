@@ -256,6 +256,7 @@ def test_doctor_finds_the_kernel_cache(
 ) -> None:
     import numba
 
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")  # whatever the environment says
     folder = Path(backends.__file__).parent / "__pycache__"
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["kernel_cache"]
