@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fairopt.problem import LP, Problem, Rows, trusted
 
+# What "guaranteed" means: worst excess of a row over its side, relative to the row's scale.
+ROW_PRECISION = {torch.float64: 1e-12, torch.float32: 1e-6}
 TINY = 1e-200  # added to the scale of a row: what is smaller than this is zero
 
 __all__ = ["Residuals", "Solution", "Status", "residuals"]

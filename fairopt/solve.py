@@ -19,12 +19,10 @@ from fairopt.errors import (
 )
 from fairopt.kkt import gradients
 from fairopt.problem import LP, QP, Problem
-from fairopt.solution import Solution, Status, row_excess
+from fairopt.solution import ROW_PRECISION, Solution, Status, row_excess
 
 __all__ = ["solve"]
 
-# What "guaranteed" means: worst excess of a row over its side, relative to the row's scale.
-ROW_PRECISION = {torch.float64: 1e-12, torch.float32: 1e-6}
 # How far from optimal, in our other residuals, an answer may be.
 OPTIMALITY = {torch.float64: 1e-6, torch.float32: 1e-4}
 

@@ -29,9 +29,8 @@ The tilt is held as an unevaluated sum t_hi + t_lo. With scores of 1e8 between b
 last digit of t alone would move a prediction by 1e-8; -(q/P) - t_hi cancels exactly and t_lo
 carries the rest, so that rows hold to the precision of x, not of the scores.
 
-Everything runs without the GIL and touches no global state. ``evaluate`` must not be compiled with
-reassociation as a whole (it would undo the compensated tilt): the sums may be reassociated,
-the function ``unclipped`` may not.
+Everything runs without the GIL and touches no global state. Sums may be reassociated, so that they
+vectorise; the function ``unclipped`` may not, for that would undo the compensated tilt.
 """
 
 from __future__ import annotations
@@ -44,6 +43,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
+from fairopt.solution import TINY
+
 __all__ = [
     "CONTINUE",
     "CONVERGED",
@@ -54,11 +55,11 @@ __all__ = [
     "adjoint_sums",
     "adjoint_write",
     "advance",
+    "at",
     "cell_limits",
     "count",
     "evaluate",
     "excess",
-    "item",
     "new_state",
     "pair_evaluate",
     "pair_limits",
@@ -72,7 +73,6 @@ __all__ = [
 CONTINUE, CONVERGED, STALLED, INFEASIBLE, NOT_FINITE = 0, 1, 2, 3, 4
 
 EPS = float(np.finfo(np.float64).eps)
-TINY = 1e-200  # added to every scale: what is smaller than this is zero
 
 # Slots of the float state of one solve.
 MU, ALPHA, LOW, LOW_SLOPE, HIGH, HIGH_SLOPE, SLOPE0, BEST, STATE_SIZE = 0, 1, 2, 3, 4, 5, 6, 7, 8
@@ -96,7 +96,7 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 def at(a, i):  # type: ignore[no-untyped-def]
-    """Element i of an array, or the value that all elements share."""
+    """Element (or row) i of an array, or the value that all share."""
     return a[i] if isinstance(a, np.ndarray) else a
 
 
@@ -105,18 +105,6 @@ def _at(a, i):  # type: ignore[no-untyped-def]
     if isinstance(a, types.Array):
         return lambda a, i: a[i]
     return lambda a, i: a
-
-
-def item(a, b):  # type: ignore[no-untyped-def]
-    """Row b of an array (B, n), or the value that all share."""
-    return a[b] if isinstance(a, np.ndarray) else a
-
-
-@overload(item, inline="always")
-def _item(a, b):  # type: ignore[no-untyped-def]
-    if isinstance(a, types.Array):
-        return lambda a, b: a[b]
-    return lambda a, b: a
 
 
 def part(a, first, last):  # type: ignore[no-untyped-def]
@@ -1018,7 +1006,7 @@ def solve(
     """
     failures = 0
     for b in range(first, last):
-        qb, pb, wb, lo, up = q[b], item(inverse, b), item(w, b), item(lb, b), item(ub, b)
+        qb, pb, wb, lo, up = q[b], at(inverse, b), at(w, b), at(lb, b), at(ub, b)
         status[b], passes[b], y[b], T[0, b], T[1, b], worst[b] = solve_one(
             C[b], l[b], u[b], qb, pb, wb, lo, up, cell[b], grouped, single, x[b]
         )
@@ -1046,7 +1034,7 @@ def adjoint(C, l, u, y, q, inverse, w, lb, ub, cell, T, g, first, last, v, nu): 
                 row = r
         if active > 1:
             return False
-        qb, pb, wb, lo, up = q[b], item(inverse, b), item(w, b), item(lb, b), item(ub, b)
+        qb, pb, wb, lo, up = q[b], at(inverse, b), at(w, b), at(lb, b), at(ub, b)
         shift[:] = 0.0
         if active == 1:
             adjoint_sums(qb, pb, wb, lo, up, cell[b], T[0, b], T[1, b], g[b], 0, n, s, h)

@@ -23,7 +23,7 @@ from fairopt.backends.base import Backend, Capabilities
 from fairopt.errors import ConvergenceError, InfeasibleError, ProblemError, UnsupportedProblemError
 from fairopt.kkt import Adjoint, least_norm
 from fairopt.problem import QP, CellRows, Problem, cell_factor, is_uniform, trusted
-from fairopt.solution import Solution, Status
+from fairopt.solution import ROW_PRECISION, Solution, Status
 
 __all__ = ["Numba"]
 
@@ -34,8 +34,6 @@ Result = TypeVar("Result")
 # 0.2 ms, and torch's own threads still spin on the other core when ours wake.
 PARALLEL_FROM = 2_000_000
 HUGE_FROM = 4_000_000
-
-PRECISION = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
 class Numba(Backend):
@@ -74,7 +72,7 @@ class Numba(Backend):
         x = answer.numpy()
         y, T, worst = np.empty((batch, m)), np.empty((2, batch, K)), np.empty(batch)
         status, passes = np.empty(batch, np.int64), np.empty(batch, np.int64)
-        precision = PRECISION[problem.q.dtype]
+        precision = ROW_PRECISION[problem.q.dtype]
         workers = self.workers(batch, n)
         if workers > 1 and batch == 1 and not data.grouped:
             status[0], passes[0], worst[0] = solve_parallel(data, workers, x[0], y[0], T[:, 0])
@@ -197,7 +195,7 @@ class Data:
 
     def of(self, b: int) -> tuple[Any, ...]:
         """1/P, weight and bounds of one problem."""
-        pick = kernels.item
+        pick = kernels.at
         return tuple(pick(a, b) for a in self.scalars_or_arrays)  # type: ignore[no-untyped-call]
 
 
