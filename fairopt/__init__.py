@@ -19,6 +19,8 @@ from fairopt.errors import (
     InfeasibleError,
     NotDifferentiableError,
     ProblemError,
+    SolveError,
+    UnboundedError,
     UnsupportedProblemError,
 )
 from fairopt.formulate import formulate
@@ -51,9 +53,11 @@ __all__ = [
     "Residuals",
     "Rows",
     "Solution",
+    "SolveError",
     "SparseRows",
     "Status",
     "StratifiedBatchSampler",
+    "UnboundedError",
     "UnsupportedProblemError",
     "formulate",
     "project",

@@ -5,6 +5,8 @@ Each message says what was expected, what came, and what to do next.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "BackendNotFoundError",
     "ConvergenceError",
@@ -12,6 +14,8 @@ __all__ = [
     "InfeasibleError",
     "NotDifferentiableError",
     "ProblemError",
+    "SolveError",
+    "UnboundedError",
     "UnsupportedProblemError",
 ]
 
@@ -24,18 +28,40 @@ class ProblemError(FairoptError, ValueError):
     """The data of a problem are malformed: wrong shape, dtype, device, sign or value."""
 
 
-class InfeasibleError(FairoptError):
-    """No point satisfies all rows and bounds.
+class SolveError(FairoptError):
+    """Some problem of the batch has no acceptable solution; base class of the three ways.
 
     Attributes:
-        batch: index of the problem in its batch.
-        rows: names of rows that contradict each other under the bounds.
+        batch: index of the first such problem in its batch.
+        rows: names of the rows in conflict, where that is what is wrong.
+        solution: the ``Solution`` that the backend returned, detached, if it returned one: its
+            ``status`` tells each problem of the batch, and those that are solved are right.
     """
 
-    def __init__(self, message: str, *, batch: int = 0, rows: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        batch: int = 0,
+        rows: tuple[str, ...] = (),
+        solution: Any = None,
+    ) -> None:
         super().__init__(message)
         self.batch = batch
         self.rows = rows
+        self.solution = solution
+
+
+class InfeasibleError(SolveError):
+    """No point satisfies all rows and bounds."""
+
+
+class UnboundedError(SolveError):
+    """The objective falls without end within rows and bounds."""
+
+
+class ConvergenceError(SolveError):
+    """The solver stopped before our residuals reached the promised precision."""
 
 
 class BackendNotFoundError(FairoptError, LookupError):
@@ -44,18 +70,6 @@ class BackendNotFoundError(FairoptError, LookupError):
 
 class UnsupportedProblemError(FairoptError):
     """The backend cannot solve a problem of this kind; the message says which part."""
-
-
-class ConvergenceError(FairoptError):
-    """The solver stopped before our residuals reached the promised precision.
-
-    Attributes:
-        batch: index of the problem in its batch.
-    """
-
-    def __init__(self, message: str, *, batch: int = 0) -> None:
-        super().__init__(message)
-        self.batch = batch
 
 
 class NotDifferentiableError(FairoptError):

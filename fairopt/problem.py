@@ -553,10 +553,6 @@ class QP:
             return self.P.double() * x.double()
         return (self.P.double() @ x.double().unsqueeze(-1)).squeeze(-1)
 
-    def name(self, row: int) -> str:
-        """The name of a row, or its number where none was given."""
-        return self.row_names[row] if self.row_names else f"row {row}"
-
 
 @dataclass(frozen=True, eq=False)
 class LP:
@@ -619,6 +615,11 @@ def trusted(kind: type[Kind], **fields: object) -> Kind:
     instance = object.__new__(kind)
     instance.__dict__.update(fields)
     return instance
+
+
+def row_name(problem: Problem, row: int) -> str:
+    """The name of a row, or its number where none was given."""
+    return problem.row_names[row] if problem.row_names else f"row {row}"
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:

@@ -30,6 +30,14 @@ class Status(enum.Enum):
     INFEASIBLE = (
         "no point satisfies all rows within the bounds; loosen a tolerance or widen the bounds"
     )
+    UNBOUNDED = (
+        "the objective falls without end; bound the variables, or add a quadratic term in the "
+        "directions that are free"
+    )
+    NONCONVEX = (
+        "P has a negative eigenvalue, so the problem is not convex; expected a positive "
+        "semidefinite P"
+    )
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,9 @@ class Solution:
     Attributes:
         problem: the problem solved, detached.
         x: ``(B, n)``, dtype of the problem's q (or c). Carries autograd when ``solve`` returned it.
-        row_dual: y, ``(B, m)``, float64, detached. Not unique when rows depend on each other.
+        row_dual: y, ``(B, m)``, float64, detached. Not unique when rows depend on each other. For
+            an infeasible problem it is the proof: every point within the bounds has y.(A x) above
+            the sum of y_r times the side that y_r pushes to; rows with y_r = 0 have no part in it.
         status: one per problem.
         backend: name of the backend.
         iterations: one per problem.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from fairopt import backends
 from fairopt.backends import Backend
 from fairopt.errors import (
     ConvergenceError,
+    FairoptError,
+    InfeasibleError,
     NotDifferentiableError,
     ProblemError,
+    UnboundedError,
     UnsupportedProblemError,
 )
 from fairopt.kkt import gradients
-from fairopt.problem import LP, QP, Problem
+from fairopt.problem import LP, QP, Problem, row_name
 from fairopt.solution import ROW_PRECISION, Solution, Status, row_excess
 
 __all__ = ["solve"]
@@ -34,14 +38,16 @@ def solve(
 
     Args:
         problem: a ``QP`` or ``LP``.
-        backend: a name, or a backend with its options. ``"auto"`` picks, among the installed ones
-            that can solve this problem, the one that declares the highest preference.
+        backend: a name, or a backend with its options. ``"auto"`` takes the first of the installed
+            ones, in the order of ``fairopt.backends.names()``, whose capabilities cover this
+            problem on its device; ``Solution.backend`` says which it was.
         smoothing: for an ``LP``, the weight s of an added s/2 |x|^2, which makes x differentiable.
         **options: constructor arguments of the backend, when it is given by name.
 
     Raises:
         UnsupportedProblemError: the backend cannot solve this kind of problem.
         InfeasibleError: no point satisfies rows and bounds; the rows in conflict are named.
+        UnboundedError: the objective falls without end.
         ConvergenceError: the promised precision was not reached; nothing is returned.
         NotDifferentiableError: a gradient of an ``LP`` without smoothing was asked for.
     """
@@ -51,8 +57,7 @@ def solve(
         problem = problem.smoothed(smoothing)
     elif smoothing:
         raise ProblemError("smoothing: a QP needs none; give it a larger P instead")
-    solver = choose(problem, backend, options)
-    solver.check(problem)
+    solvers = choose(problem, backend, options)
     if isinstance(problem, LP):
         if torch.is_grad_enabled() and any(
             t.requires_grad
@@ -70,15 +75,15 @@ def solve(
                 "smoothing=... (a positive number) to differentiate it, or solve it under "
                 "torch.no_grad()"
             )
-        return checked(solver, problem)
+        return first(solvers, problem)[1]
     plain = problem.detach()
     if not torch.is_grad_enabled():
-        return checked(solver, plain)
+        return first(solvers, plain)[1]
     tensors = problem.tensors
     needed = tuple(tensor.requires_grad for tensor in tensors)
     if not any(needed):
-        return checked(solver, plain)
-    call = Call(solver, plain, needed)
+        return first(solvers, plain)[1]
+    call = Call(solvers, plain, needed)
     wanted = (tensor for tensor in tensors if tensor.requires_grad)
     x: Tensor = Solve.apply(call, *wanted)  # type: ignore[no-untyped-call]
     solution = call.solution
@@ -87,41 +92,78 @@ def solve(
     return solution
 
 
-def choose(problem: Problem, backend: str | Backend, options: dict[str, Any]) -> Backend:
-    """The backend to use."""
+def choose(problem: Problem, backend: str | Backend, options: dict[str, Any]) -> Iterable[Backend]:
+    """The backends to try, in order; only ``"auto"`` has more than one."""
     if isinstance(backend, Backend):
         if options:
             raise ProblemError("options: give them to the backend's constructor")
-        return backend
-    if not isinstance(backend, str):
+    elif not isinstance(backend, str):
         raise ProblemError(
             f"backend: expected a name, or a Backend made with its options, got {backend!r}"
         )
-    if backend != "auto":
-        return backends.get(backend, **options)
-    if options:
-        raise ProblemError('options: expected none with backend="auto"; name the backend')
-    able = []
+    elif backend == "auto":
+        if options:
+            raise ProblemError('options: expected none with backend="auto"; name the backend')
+        return able(problem)
+    else:
+        backend = backends.get(backend, **options)
+    backend.check(problem)
+    return (backend,)
+
+
+def able(problem: Problem) -> Iterator[Backend]:
+    """The installed backends that declare they can solve this, loaded one after the other."""
     refused = []
-    for name in backends.available():
+    for name in backends.names():
+        if not backends.is_available(name):
+            continue
         candidate = backends.get(name)
         missing = candidate.capabilities.missing(problem)
         if missing is None:
-            able.append(candidate)
-        else:
-            refused.append(f"{name}: does not solve {missing}")
-    if not able:
-        raise UnsupportedProblemError(
-            "no installed backend solves this problem; " + "; ".join(refused)
-        )
-    return max(able, key=lambda candidate: candidate.capabilities.preference)
+            yield candidate
+            missing = "this one, though it declares that it does"
+        refused.append(f"{name}: does not solve {missing}")
+    raise UnsupportedProblemError("no installed backend solves this problem; " + "; ".join(refused))
+
+
+def first(solvers: Iterable[Backend], problem: Problem) -> tuple[Backend, Solution]:
+    """The first of these that takes the problem, and its solution.
+
+    A backend may refuse what its capabilities cannot tell (a zero on the diagonal of P, say).
+    """
+    refusal: UnsupportedProblemError | None = None
+    try:
+        for solver in solvers:
+            try:
+                return solver, checked(solver, problem)
+            except UnsupportedProblemError as error:  # noqa: PERF203
+                refusal = error
+    except UnsupportedProblemError as error:  # none is left
+        raise error from refusal
+    assert refusal is not None
+    raise refusal
 
 
 def checked(solver: Backend, problem: Problem) -> Solution:
     """Solve, and let our own residuals decide whether what came back is a solution."""
-    solution = solver.solve(problem)
-    if solver.capabilities.certifies:
-        return solution
+    try:
+        solution = solver.solve(problem)
+    except FairoptError:
+        raise
+    except Exception as error:
+        raise ConvergenceError(
+            f"backend {solver.name!r} raised {type(error).__name__}: {error}; the backend is at "
+            "fault, try another"
+        ) from error
+    if not solver.capabilities.certifies:
+        solution = judged(solver, problem, solution)
+    if any(status is not Status.SOLVED for status in solution.status):
+        raise failure(solver, solution)
+    return solution
+
+
+def judged(solver: Backend, problem: Problem, solution: Solution) -> Solution:
+    """The same solution; what does not pass our residuals is not called solved."""
     x = solution.x
     like = problem.c if isinstance(problem, LP) else problem.q
     if x.dtype != like.dtype or x.shape != like.shape:
@@ -134,14 +176,42 @@ def checked(solver: Backend, problem: Problem) -> Solution:
     found = solution.residuals
     optimal = torch.stack([found.stationarity, found.dual_sign, found.complementarity])
     good = rows.all(-1) & inside.all(-1) & (optimal <= OPTIMALITY[x.dtype]).all(0)
-    if not bool(good.all()):
-        index = int((~good).nonzero()[0])
-        raise ConvergenceError(
-            f"backend {solver.name!r}, problem {index} of the batch: {Status.STALLED.value} "
-            f"({found})",
+    if bool(good.all()):
+        return solution
+    status = tuple(
+        Status.STALLED if was is Status.SOLVED and not now else was
+        for was, now in zip(solution.status, good.tolist(), strict=True)
+    )
+    return replace(solution, status=status)
+
+
+def failure(solver: Backend, solution: Solution) -> FairoptError:
+    """Our error for the problems of a batch that were not solved; it speaks of the first."""
+    failed = [b for b, status in enumerate(solution.status) if status is not Status.SOLVED]
+    index = failed[0]
+    status = solution.status[index]
+    others = f" ({len(failed)} of {len(solution.status)} failed)" if len(failed) > 1 else ""
+    message = f"backend {solver.name!r}, problem {index} of the batch{others}: {status.value}"
+    if status is Status.NONCONVEX:
+        return ProblemError(message)
+    solution = solution.detach()
+    if status is Status.UNBOUNDED:
+        return UnboundedError(message, batch=index, solution=solution)
+    if status is Status.INFEASIBLE:
+        share = solution.row_dual[index].abs()
+        top = float(share.max()) if len(share) else 0.0
+        found = (share > 1e-9 * top).nonzero().squeeze(-1).tolist()
+        rows = tuple(row_name(solution.problem, r) for r in found)
+        shown = ", ".join(f"'{row}'" for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
+        return InfeasibleError(
+            f"{message}; the rows in conflict are {shown or 'not known'}",
             batch=index,
+            rows=rows,
+            solution=solution,
         )
-    return solution
+    one = {k: f"{float(v[index]):.1e}" for k, v in vars(solution.residuals).items()}
+    shown = ", ".join(f"{k} {v}" for k, v in one.items())
+    return ConvergenceError(f"{message} ({shown})", batch=index, solution=solution)
 
 
 @dataclass
@@ -152,9 +222,10 @@ class Call:
         needed: for each of ``QP.tensors``, whether it requires a gradient.
     """
 
-    solver: Backend
+    solvers: Iterable[Backend]
     problem: QP
     needed: tuple[bool, ...]
+    solver: Backend | None = None
     solution: Solution | None = None
 
 
@@ -168,7 +239,7 @@ class Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, *tensors: Tensor) -> Tensor:
-        call.solution = checked(call.solver, call.problem)
+        call.solver, call.solution = first(call.solvers, call.problem)
         ctx.call = call
         # All that the backward reads, so that torch notices changes made in place.
         plain, x = call.problem, call.solution.x
@@ -180,6 +251,7 @@ class Solve(torch.autograd.Function):
     def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors  # raises if one was changed
         call: Call = ctx.call
+        assert call.solver is not None
         assert call.solution is not None
         adjoint = call.solver.vjp(call.problem, call.solution, grad_x)
         found = gradients(call.problem, call.solution, grad_x, adjoint, call.needed).flat

@@ -21,10 +21,14 @@ from fairopt import (
     ConvergenceError,
     DemographicParity,
     FairnessLayer,
+    FairoptError,
+    InfeasibleError,
     ProblemError,
     Solution,
+    SolveError,
     SparseRows,
     Status,
+    UnboundedError,
     UnsupportedProblemError,
     backends,
     project,
@@ -248,22 +252,48 @@ def chosen(data: QP | LP) -> str:
     return next(name for name in backends.names() if backends.get(name).solved > before[name])
 
 
-def test_auto_takes_the_preferred_of_those_that_can(only: Callable[..., None]) -> None:
+def test_auto_takes_the_first_of_those_that_can(only: Callable[..., None]) -> None:
     only(
-        low=subclass(preference=1),
-        high=subclass(preference=5, quadratic=frozenset({"diagonal"})),
-        middle=subclass(preference=3, quadratic=frozenset({"diagonal", "dense"})),
+        one=subclass(quadratic=frozenset({"diagonal"})),
+        two=subclass(quadratic=frozenset({"diagonal", "dense"})),
+        three=subclass(),
     )
-    assert chosen(problem()) == "high"
-    assert chosen(problem(P=torch.eye(2))) == "middle"
-    assert chosen(problem(P=torch.eye(2).to_sparse())) == "low"
+    assert chosen(problem()) == "one"
+    assert chosen(problem(P=torch.eye(2))) == "two"
+    assert chosen(problem(P=torch.eye(2).to_sparse())) == "three"
+
+
+def test_auto_loads_no_backend_before_its_turn(only: Callable[..., None], register: Any) -> None:
+    only(one=subclass())
+    register("never", lambda: pytest.fail("loaded though the one before it can"))
+    solve(problem())
+    assert backends.get("one").solved == 1
+
+
+def test_auto_goes_on_when_one_refuses_while_solving(only: Callable[..., None]) -> None:
+    class Choosy(Fake):
+        def solve(self, problem: Any) -> Solution:
+            raise UnsupportedProblemError("not this one")
+
+    only(one=Choosy, two=subclass())
+    for gradient in (False, True):
+        q = torch.tensor([-1.0, 0.5], requires_grad=gradient)
+        assert solve(problem(q=q)).x.shape == (1, 2)
+    with pytest.raises(UnsupportedProblemError, match="not this one"):
+        solve(problem(), backend="one")
+    only(one=Choosy)
+    with pytest.raises(
+        UnsupportedProblemError, match="one: does not solve this one, though"
+    ) as caught:
+        solve(problem())
+    assert "not this one" in str(caught.value.__cause__)
 
 
 def test_auto_asks_for_the_form_of_the_rows(only: Callable[..., None]) -> None:
     only(
-        cells=subclass(preference=2, rows=frozenset({"cells"})),
-        sparse=subclass(preference=1, rows=frozenset({"sparse"})),
-        dense=subclass(preference=0, rows=frozenset({"dense"})),
+        cells=subclass(rows=frozenset({"cells"})),
+        sparse=subclass(rows=frozenset({"sparse"})),
+        dense=subclass(rows=frozenset({"dense"})),
     )
     cells = CellRows(torch.ones(1, 1), torch.zeros(2, dtype=torch.int64), torch.ones(2))
     assert chosen(problem(rows=cells)) == "cells"
@@ -272,7 +302,7 @@ def test_auto_asks_for_the_form_of_the_rows(only: Callable[..., None]) -> None:
 
 
 def test_auto_sends_linear_programs_to_those_that_take_them(only: Callable[..., None]) -> None:
-    only(quadratic=subclass(preference=9, linear=False), linear=subclass(preference=1))
+    only(quadratic=subclass(linear=False), linear=subclass())
     cost = torch.tensor([-1.0, 2.0])  # the bounds alone hold (1, 0): the row's multiplier is zero
     data = LP(cost, torch.ones(1, 2), torch.ones(1), torch.ones(1), 0.0, 1.0)
     assert chosen(data) == "linear"
@@ -423,6 +453,50 @@ def test_the_wrong_problem_of_a_batch_is_named(third: tuple[float, float]) -> No
     with pytest.raises(ConvergenceError, match="problem 2 of the batch") as caught:
         solve(data, backend=Fake(x=x))
     assert caught.value.batch == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "words"),
+    [
+        (Status.STALLED, ConvergenceError, "stopped before the promised precision"),
+        (Status.INFEASIBLE, InfeasibleError, "the rows in conflict are 'row 0'$"),
+        (Status.UNBOUNDED, UnboundedError, "the objective falls without end"),
+        (Status.NONCONVEX, ProblemError, "P has a negative eigenvalue"),
+    ],
+)
+@pytest.mark.parametrize("gradient", [False, True], ids=["plain", "grad"])
+def test_what_failed_is_an_error_and_the_others_are_kept(
+    status: Status, error: type[FairoptError], words: str, gradient: bool
+) -> None:
+    class Half(Fake):
+        def solve(self, problem: Any) -> Solution:
+            proof = torch.tensor([[0.0], [1.0], [1.0]], dtype=torch.float64)
+            told = (Status.SOLVED, status, status)
+            return replace(super().solve(problem), status=told, row_dual=proof)
+
+    q = torch.tensor([[-1.0, 0.0], [-0.5, -0.5], [-0.5, -0.5]], requires_grad=gradient)
+    x = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.5, 0.5]])
+    with pytest.raises(
+        error, match=r"backend 'fake', problem 1 of the batch \(2 of 3 failed\): .*" + words
+    ) as caught:
+        solve(problem(q=q), backend=Half(x=x))
+    if isinstance(caught.value, SolveError):
+        assert caught.value.batch == 1
+        kept = caught.value.solution
+        assert kept is not None and kept.status == (Status.SOLVED, status, status)
+        assert torch.equal(kept.x[0], x[0]) and not kept.x.requires_grad
+
+
+def test_an_exception_of_the_solver_is_ours(register: Callable[..., None]) -> None:
+    class Broken(Fake):
+        def solve(self, problem: Any) -> Solution:
+            raise FloatingPointError("singular matrix")
+
+    with pytest.raises(
+        ConvergenceError, match="backend 'fake' raised FloatingPointError: singular matrix"
+    ) as caught:
+        solve(problem(), backend=Broken())
+    assert isinstance(caught.value.__cause__, FloatingPointError)
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])

@@ -714,9 +714,7 @@ class Corner(Backend):
     """A linear solver for ``linear()`` alone."""
 
     name = "corner"
-    capabilities = Capabilities(
-        linear=True, rows=frozenset({"dense"}), devices=frozenset({"cpu"}), preference=-1
-    )
+    capabilities = Capabilities(linear=True, rows=frozenset({"dense"}), devices=frozenset({"cpu"}))
 
     def solve(self, problem: Any) -> Solution:
         x = torch.tensor([[1.0, 0.0]]).expand(problem.shape[0], 2)

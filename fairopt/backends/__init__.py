@@ -59,13 +59,18 @@ def register(name: str, load: Callable[[], type[Backend]]) -> None:
 
 
 def names() -> tuple[str, ...]:
-    """All registered names, installed or not."""
+    """All registered names, installed or not, in the order in which ``"auto"`` tries them."""
     return tuple(registry)
 
 
 def available() -> tuple[str, ...]:
     """The names whose packages are installed."""
-    return tuple(name for name, entry in registry.items() if installed(entry))
+    return tuple(name for name in names() if is_available(name))
+
+
+def is_available(name: str) -> bool:
+    """Whether the package that a registered backend needs is installed."""
+    return name in loaded or installed(registry[name])
 
 
 def installed(entry: Entry) -> bool:

@@ -28,7 +28,6 @@ class Capabilities:
         devices: torch device types its tensors may be on.
         certifies: whether it vouches for what it returns: rows and bounds checked in float64, as
             returned, and optimality made sure of by its method; ``solve`` then does not check.
-        preference: higher is preferred by ``backend="auto"`` among those that can.
     """
 
     quadratic: frozenset[str] = field(default_factory=frozenset)
@@ -36,7 +35,6 @@ class Capabilities:
     rows: frozenset[str] = field(default_factory=frozenset)
     devices: frozenset[str] = field(default_factory=frozenset)
     certifies: bool = False
-    preference: int = 0
 
     def missing(self, problem: Problem) -> str | None:
         """Why a problem cannot be solved, in words; ``None`` if it can."""
@@ -86,9 +84,12 @@ class Backend(ABC):
     def solve(self, problem: Problem) -> Solution:
         """Solve a batch of detached problems that ``capabilities`` covers.
 
+        A problem that cannot be solved is told by its status, so that it does not spoil the others;
+        ``fairopt.solve`` turns it into our error. For ``INFEASIBLE`` its row_dual is the proof.
+
         Raises:
-            InfeasibleError: some problem of the batch has no feasible point.
-            ConvergenceError: some problem was not solved to the promised precision.
+            UnsupportedProblemError: the problem is one the solver cannot take, for a reason that
+                ``capabilities`` cannot tell; ``backend="auto"`` then tries another.
         """
 
     def vjp(self, problem: QP, solution: Solution, grad_x: Tensor) -> Adjoint:

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fairopt.backends import _projection as kernels
 from fairopt.backends.base import Backend, Capabilities
-from fairopt.errors import ConvergenceError, InfeasibleError, ProblemError, UnsupportedProblemError
+from fairopt.errors import ProblemError, UnsupportedProblemError
 from fairopt.kkt import Adjoint, least_norm
 from fairopt.problem import QP, CellRows, Problem, cell_factor, is_uniform, trusted
 from fairopt.solution import ROW_PRECISION, Solution, Status
@@ -49,7 +49,6 @@ class Numba(Backend):
         rows=frozenset({"cells", "dense", "sparse"}),
         devices=frozenset({"cpu"}),
         certifies=True,
-        preference=10,
     )
 
     def __init__(self, *, threads: int | None = None) -> None:
@@ -88,14 +87,12 @@ class Numba(Backend):
                 return failed
 
             failures = some(0, batch) if workers == 1 else sum(in_parallel(some, batch, workers))
-        if failures:
-            raise_failure(problem, status, worst, y, precision)
         return trusted(
             Solution,
             problem=problem,
             x=answer if answer.dtype == problem.q.dtype else answer.to(problem.q.dtype),
             row_dual=torch.from_numpy(y),
-            status=(Status.SOLVED,) * batch,
+            status=outcomes(status, worst, precision) if failures else (Status.SOLVED,) * batch,
             backend=self.name,
             iterations=tuple(passes.tolist()),
             seconds=time.perf_counter() - begun,
@@ -297,24 +294,13 @@ def solve_parallel(
     return status, int(counts[kernels.EVALUATIONS]), kernels.excess(C, l, u, mass, s, size)
 
 
-def raise_failure(problem: QP, status: Array, worst: Array, y: Array, precision: float) -> NoReturn:
-    """Our error for the first problem of the batch that has no acceptable solution."""
-    good = (status == kernels.CONVERGED) & (worst <= precision)
-    index = int(np.flatnonzero(~good)[0])
-    if status[index] == kernels.INFEASIBLE:
-        share = np.abs(y[index])
-        rows = tuple(problem.name(int(r)) for r in np.flatnonzero(share > 1e-9 * share.max()))
-        shown = ", ".join(f"'{row}'" for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
-        raise InfeasibleError(
-            f"problem {index} of the batch: {Status.INFEASIBLE.value}; the rows in conflict are "
-            f"{shown}",
-            batch=index,
-            rows=rows,
-        )
-    raise ConvergenceError(
-        f"backend 'numba', problem {index} of the batch: {Status.STALLED.value} (worst row excess "
-        f"{worst[index]:.1e})",
-        batch=index,
+def outcomes(status: Array, worst: Array, precision: float) -> tuple[Status, ...]:
+    """The status of each problem of a batch in which some failed."""
+    solved = (status == kernels.CONVERGED) & (worst <= precision)
+    infeasible = status == kernels.INFEASIBLE
+    return tuple(
+        Status.SOLVED if good else Status.INFEASIBLE if proven else Status.STALLED
+        for good, proven in zip(solved.tolist(), infeasible.tolist(), strict=True)
     )
 
 
