@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from fairopt import backends
 from fairopt.backends import Backend
 from fairopt.errors import (
+    BackendNotFoundError,
     ConvergenceError,
     FairoptError,
     InfeasibleError,
@@ -114,10 +115,14 @@ def choose(problem: Problem, backend: str | Backend, options: dict[str, Any]) ->
 def able(problem: Problem) -> Iterator[Backend]:
     """The installed backends that declare they can solve this, loaded one after the other."""
     refused = []
-    for name in backends.names():
+    for name in backends.candidates():
         if not backends.is_available(name):
             continue
-        candidate = backends.get(name)
+        try:
+            candidate = backends.get(name)
+        except BackendNotFoundError as error:  # installed, but it does not load
+            refused.append(str(error))
+            continue
         missing = candidate.capabilities.missing(problem)
         if missing is None:
             yield candidate

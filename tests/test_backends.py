@@ -199,7 +199,7 @@ def test_a_backend_without_its_package_says_how_to_get_it(
 
 def test_every_built_in_backend_has_its_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is installed here: pretend that nothing is."""
-    monkeypatch.setattr(backends, "find_spec", lambda package: None)
+    monkeypatch.setattr("fairopt.backends._entry.find_spec", lambda package: None)
     monkeypatch.setattr(backends, "loaded", {})
     for name, entry in backends.registry.items():
         if entry.package is not None:

@@ -1,108 +1,170 @@
-"""The registry of backends: names to modules, imported when first asked for."""
+"""The registry of backends: names to classes, imported when first asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from fairopt.backends._entry import Entry, built_in, entry_points
 from fairopt.backends.base import Backend, Capabilities
-from fairopt.errors import BackendNotFoundError, ProblemError
+from fairopt.errors import BackendNotFoundError, FairoptError, ProblemError
 from fairopt.kkt import Adjoint
 
 if TYPE_CHECKING:
-    from fairopt.backends.numba_ import Numba
+    from fairopt.backends.numba_ import Numba as Numba
 
-__all__ = ["Adjoint", "Backend", "Capabilities", "Numba", "available", "get", "names", "register"]
+# The classes of the built-in backends (Numba, ...) are public too. They are not listed, so that
+# "import *" does not import every solver.
+__all__ = ["Adjoint", "Backend", "Capabilities", "available", "get", "names", "register"]
 
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a backend lives and what it needs."""
-
-    load: Callable[[], type[Backend]]
-    package: str | None  # the import name of the solver's package
-    install: str  # how to get it
-
-
-def built_in(module: str, kind: str, package: str, install: str) -> Entry:
-    def load() -> type[Backend]:
-        found: type[Backend] = getattr(import_module(f"fairopt.backends.{module}"), kind)
-        return found
-
-    return Entry(load, package, install)
-
-
+# Ours and those that `register` added, in the order in which "auto" tries them. What other
+# distributions offer comes after, and is looked for only when none of these will do.
 registry: dict[str, Entry] = {
     "numba": built_in("numba_", "Numba", "numba", "pip install numba"),
 }
 
+loaded: dict[str, Backend] = {}
+
 
 def __getattr__(name: str) -> Any:
     """The classes of the built-in backends, for their options: ``Numba(threads=1)``."""
-    if name == "Numba":
-        return registry["numba"].load()
+    for backend, entry in registry.items():
+        if entry.kind == name:
+            return load(backend, entry)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def register(name: str, load: Callable[[], type[Backend]]) -> None:
-    """Add a backend under a name. ``load`` returns the class and may import its solver.
+def register(
+    name: str,
+    load: Callable[[], type[Backend]],
+    *,
+    package: str | None = None,
+    install: str | None = None,
+) -> None:
+    """Add a backend under a name.
+
+    Args:
+        name: what ``backend="..."`` will say. It comes before an entry point of that name.
+        load: returns the class. Called when the backend is first asked for; may import its solver.
+        package: import name of the package that it needs, if any. While that is not installed the
+            backend is not available, and asking for it says how to install it.
+        install: the command that installs ``package``.
 
     Raises:
-        ProblemError: the name is taken, or reserved.
+        ProblemError: the name is taken or reserved, or only one of package and install is given.
     """
     if name in registry or name == "auto":
         raise ProblemError(f"backend name: expected one not in use, got {name!r}")
-    registry[name] = Entry(load, None, "")
+    if (package is None) != (install is None):
+        raise ProblemError(
+            "package, install: expected both, the package's import name and the command that "
+            f"installs it, or neither; got {package!r} and {install!r}"
+        )
+    loaded.pop(name, None)
+    registry[name] = Entry(load, package, install or "")
+
+
+def candidates() -> Iterator[str]:
+    """``names()`` one after the other; entry points are read only if it comes to them."""
+    yield from tuple(registry)
+    for name in entry_points().entries:
+        if name not in registry and name != "auto":
+            yield name
 
 
 def names() -> tuple[str, ...]:
-    """All registered names, installed or not, in the order in which ``"auto"`` tries them."""
-    return tuple(registry)
+    """All names, installed or not, in the order in which ``"auto"`` tries them."""
+    return tuple(candidates())
 
 
 def available() -> tuple[str, ...]:
     """The names whose packages are installed."""
-    return tuple(name for name in names() if is_available(name))
+    return tuple(name for name in candidates() if is_available(name))
 
 
 def is_available(name: str) -> bool:
-    """Whether the package that a registered backend needs is installed."""
-    return name in loaded or installed(registry[name])
+    """Whether the package that a backend needs is installed; it is not loaded for that."""
+    return name in loaded or find(name).installed
 
 
-def installed(entry: Entry) -> bool:
-    return entry.package is None or find_spec(entry.package) is not None
+def faults() -> tuple[str, ...]:
+    """What is wrong with the entry points of other distributions, as far as seen unloaded."""
+    found = entry_points()
+    hidden = (
+        f"backend {name!r} of the distribution {entry.distribution!r} cannot be reached: "
+        f"{'the name is reserved' if name == 'auto' else 'another has that name'}; ask its authors "
+        "to choose another"
+        for name, entry in found.entries.items()
+        if name in registry or name == "auto"
+    )
+    return (*found.faults, *hidden)
 
 
-loaded: dict[str, Backend] = {}
+def find(name: str) -> Entry:
+    """What is known of a backend, without loading it.
+
+    Raises:
+        BackendNotFoundError: no such name.
+    """
+    entry = registry.get(name)
+    if entry is None and name != "auto":
+        entry = entry_points().entries.get(name)
+    if entry is None:
+        raise BackendNotFoundError(
+            f"backend: expected one of {', '.join(names())} or 'auto', got {name!r}"
+        )
+    return entry
+
+
+def load(name: str, entry: Entry) -> type[Backend]:
+    """The class of a backend.
+
+    Raises:
+        BackendNotFoundError: what it needs is missing, or what was found is no backend.
+    """
+    if entry.fault is not None:
+        raise BackendNotFoundError(f"backend {name!r}: {entry.fault}")
+    if not entry.installed:
+        raise BackendNotFoundError(
+            f"backend {name!r} needs the package {entry.package!r}, which is not installed; "
+            f"{entry.remedy}"
+        )
+    try:
+        kind = entry.load()
+    except FairoptError:
+        raise
+    except Exception as error:  # whatever the module of a solver raises while it is imported
+        raise BackendNotFoundError(
+            f"backend {name!r} does not load: {type(error).__name__}: {error}; {entry.remedy}"
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, Backend)):
+        raise BackendNotFoundError(
+            f"backend {name!r}: expected a subclass of fairopt.backends.Backend, got {kind!r}; "
+            f"{entry.remedy}"
+        )
+    return kind
 
 
 def get(name: str, **options: Any) -> Backend:
     """The backend of that name, constructed with ``options``.
 
     Raises:
-        BackendNotFoundError: no such name, or its package is not installed.
-        ProblemError: an option the backend does not have.
+        BackendNotFoundError: no such name, its package is not installed, or it does not load.
+        ProblemError: an option the backend does not have, or a value it does not take.
     """
     if not options and name in loaded:
         return loaded[name]
-    entry = registry.get(name)
-    if entry is None:
-        raise BackendNotFoundError(
-            f"backend: expected one of {', '.join(registry)} or 'auto', got {name!r}"
-        )
-    if not installed(entry):
-        raise BackendNotFoundError(
-            f"backend {name!r} needs the package {entry.package!r}, which is not installed; "
-            f"get it with: {entry.install}"
-        )
-    kind = entry.load()
-    if not options:
-        return loaded.setdefault(name, kind())
+    entry = find(name)
+    kind = load(name, entry)
     try:
-        return kind(**options)
-    except TypeError as error:
-        raise ProblemError(f"backend {name!r}: {error}") from error
+        backend = kind(**options)
+    except FairoptError:
+        raise
+    except Exception as error:
+        if options:
+            raise ProblemError(f"backend {name!r}: {error}") from error
+        raise BackendNotFoundError(
+            f"backend {name!r} cannot be made with its defaults: {type(error).__name__}: {error}; "
+            f"{entry.remedy}"
+        ) from error
+    return backend if options else loaded.setdefault(name, backend)
