@@ -151,8 +151,18 @@ def first(solvers: Iterable[Backend], problem: Problem) -> tuple[Backend, Soluti
 
 def checked(solver: Backend, problem: Problem) -> Solution:
     """Solve, and let our own residuals decide whether what came back is a solution."""
+    solution = answered(solver, problem)
+    if not solver.capabilities.certifies:
+        solution = judged(solver, problem, solution)
+    if any(status is not Status.SOLVED for status in solution.status):
+        raise failure(solver, solution)
+    return solution
+
+
+def answered(solver: Backend, problem: Problem) -> Solution:
+    """What the backend says, not yet judged; whatever it raises becomes our error."""
     try:
-        solution = solver.solve(problem)
+        return solver.solve(problem)
     except FairoptError:
         raise
     except Exception as error:
@@ -160,11 +170,6 @@ def checked(solver: Backend, problem: Problem) -> Solution:
             f"backend {solver.name!r} raised {type(error).__name__}: {error}; the backend is at "
             "fault, try another"
         ) from error
-    if not solver.capabilities.certifies:
-        solution = judged(solver, problem, solution)
-    if any(status is not Status.SOLVED for status in solution.status):
-        raise failure(solver, solution)
-    return solution
 
 
 def judged(solver: Backend, problem: Problem, solution: Solution) -> Solution:
@@ -175,6 +180,13 @@ def judged(solver: Backend, problem: Problem, solution: Solution) -> Solution:
         raise ConvergenceError(
             f"backend {solver.name!r}: expected x of shape {tuple(like.shape)} in {like.dtype} "
             f"from its solve, got {tuple(x.shape)} in {x.dtype}; the backend is at fault"
+        )
+    y = solution.row_dual
+    if y.shape != problem.l.shape or len(solution.status) != len(y):
+        raise ConvergenceError(
+            f"backend {solver.name!r}: expected row_dual of shape {tuple(problem.l.shape)} and one "
+            f"status per problem from its solve, got {tuple(y.shape)} and {len(solution.status)}; "
+            "the backend is at fault"
         )
     rows = row_excess(problem.rows, problem.l, problem.u, x) <= ROW_PRECISION[x.dtype]
     inside = (x >= problem.lb) & (x <= problem.ub) & torch.isfinite(x)  # NaN is not
