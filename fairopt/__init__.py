@@ -29,6 +29,7 @@ from fairopt.problem import LP, QP, CellRows, DenseRows, Rows, SparseRows
 from fairopt.sampler import StratifiedBatchSampler
 from fairopt.solution import Residuals, Solution, Status, residuals
 from fairopt.solve import solve
+from fairopt.storage import load_problem, save_problem
 
 __version__ = "0.1.0"
 
@@ -60,7 +61,9 @@ __all__ = [
     "UnboundedError",
     "UnsupportedProblemError",
     "formulate",
+    "load_problem",
     "project",
     "residuals",
+    "save_problem",
     "solve",
 ]

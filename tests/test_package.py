@@ -75,8 +75,9 @@ def test_command_line_starts() -> None:
 LAYERS = [
     {"errors"},
     {"problem"},
-    {"solution", "constraints"},
+    {"solution", "constraints", "storage"},
     {"kkt", "formulate"},
+    {"refine"},
     {"backends"},
     {"solve"},
     {"layer", "online", "agreement", "audit", "datasets", "sampler"},
@@ -128,7 +129,14 @@ def test_backends_know_nothing_of_fairness_and_nothing_above_knows_a_backend() -
     for path in modules():
         names = imported(path)
         relative = path.relative_to(PACKAGE)
-        if relative.parts[0] in {"errors.py", "problem.py", "solution.py", "kkt.py", "backends"}:
+        if relative.parts[0] in {
+            "errors.py",
+            "problem.py",
+            "solution.py",
+            "kkt.py",
+            "refine.py",
+            "backends",
+        }:
             assert not {name.split(".")[0] for name in names} & FAIRNESS, relative
         if relative.parts[0] != "backends":
             solver_files = {
