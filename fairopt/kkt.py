@@ -45,7 +45,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairopt.problem import QP, SparseRows
+from fairopt.problem import LP, QP, Problem, SparseRows, compact
 from fairopt.solution import Solution
 
 __all__ = ["Adjoint", "Gradients", "adjoint", "gradients", "least_norm"]
@@ -110,60 +110,134 @@ def bound_sides(problem: QP, solution: Solution, d: Tensor) -> Tensor:
     return active_sides(solution.bound_dual, x, problem.lb.double(), problem.ub.double(), 1 / d)
 
 
-def least_norm(N: Tensor, c: Tensor) -> Tensor:
+def metric(problem: Problem) -> Tensor:
+    """The diagonal of P, ``(B, n)``, float64, 1 where it is zero and for an LP."""
+    if isinstance(problem, LP):
+        return torch.ones_like(problem.c[:1, :1], dtype=torch.float64).expand_as(problem.c)
+    return problem.diagonal()
+
+
+def least_norm(N: Tensor, c: Tensor, e: Tensor | None = None) -> Tensor:
     """The shortest nu that minimises |N^T nu + c|, on rows of N scaled to unit length: ``(B, m)``.
 
-    Rows of N that are zero get zero.
+    Given e, ``(B, m)``, the shortest solution of N (N^T nu + c) = e instead; what of e no nu can
+    reach is left out. Rows of N that are zero get zero.
     """
     if N.shape[-2] == 0:
         return N.new_zeros(N.shape[:-1])
     length = torch.linalg.vector_norm(N, dim=-1)
     scale = torch.where(length > 0, 1 / length, 0.0)
     if N.shape[-2] == 1:
-        return -torch.einsum("bmk,bk->bm", N, c) * scale.square()
+        nu = -torch.einsum("bmk,bk->bm", N, c) * scale.square()
+        return nu if e is None else nu + e * scale.square()
     U, S, Vh = torch.linalg.svd(N * scale.unsqueeze(-1), full_matrices=False)
     inverse = torch.where(S > RANK * S[..., :1], 1 / S, 0.0)
-    z = (Vh @ c.unsqueeze(-1)).squeeze(-1) * inverse
-    return -torch.einsum("bmk,bk->bm", U, z) * scale
+    z = -(Vh @ c.unsqueeze(-1)).squeeze(-1) * inverse
+    if e is not None:
+        z = z + torch.einsum("bmk,bm->bk", U, e * scale) * inverse.square()
+    return torch.einsum("bmk,bk->bm", U, z) * scale
 
 
 def adjoint(problem: QP, solution: Solution, g: Tensor) -> Adjoint:
     """Solve (*) for dL/dx = g, ``(B, n)``."""
-    g = g.double()
     d = problem.diagonal()
     active = row_sides(problem, solution, d) != 0
     free = bound_sides(problem, solution, d) == 0
-    if problem.is_diagonal:
-        inverse = torch.where(free, 1 / d, 0.0)
-        N, c = problem.rows.factor(inverse, g)
-        nu = least_norm(N * active.unsqueeze(-1), c)
-        return Adjoint(-inverse * (g + problem.rows.transpose_apply(nu)), nu)
-    return general_adjoint(problem, active, free, g, d)
+    return Adjoint(*solve_reduced(problem, active, free, d, -g.double()))
 
 
-def general_adjoint(problem: QP, active: Tensor, free: Tensor, g: Tensor, d: Tensor) -> Adjoint:
-    """(*) for any P: the symmetric KKT matrix, held rows and variables replaced by the identity.
+def solve_reduced(
+    problem: Problem,
+    active: Tensor,
+    free: Tensor,
+    d: Tensor,
+    right: Tensor,
+    row_right: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(*) for any right-hand side: P_FF v_F + A_WF^T nu = right_F,  A_WF v_F = row_right_W.
 
-    Scaled to a unit diagonal of P, then solved by its eigendecomposition, so that dependent rows
-    give the shortest nu as in the diagonal case.
+    Args:
+        problem: an LP counts as P = 0.
+        active, free: W and F as masks, ``(B, m)`` and ``(B, n)``.
+        d: ``metric(problem)``.
+        right: ``(B, n)``, float64.
+        row_right: ``(B, m)``, float64; zero if left out.
+
+    Returns:
+        v, zero outside F, and nu, zero outside W. Where the system is singular, the shortest
+        solution (in the metric; on rows of unit length), and of right-hand sides that no point
+        reaches, the closest that one does.
     """
-    P = problem.P.to_dense().matrix if isinstance(problem.P, SparseRows) else problem.P
-    root = d.rsqrt()
+    rows = problem.rows
+    if isinstance(problem, QP) and not is_definite_diagonal(problem):
+        return solve_dense(problem, active, free, d, right, row_right)
+    inverse = torch.where(free, 1 / d, 0.0)
+    N, c = rows.factor(inverse, right)
+    N = N * active.unsqueeze(-1)
+    if isinstance(problem, QP):
+        nu = least_norm(N, -c, None if row_right is None else -row_right)
+        return inverse * (right - rows.transpose_apply(nu)), nu
+    # Without P the two equations part: A_WF^T nu = right_F and A_WF v_F = row_right.
+    nu = least_norm(N, -c)
+    if row_right is None:
+        return torch.zeros_like(right), nu
+    push = least_norm(N, torch.zeros_like(c), row_right)
+    return inverse * rows.transpose_apply(push), nu
+
+
+def is_definite_diagonal(problem: QP) -> bool:
+    """Whether P is held as its diagonal, and all of it is positive."""
+    if not problem.is_diagonal:
+        return False
+    assert isinstance(problem.P, Tensor)
+    return bool((compact(problem.P) > 0).all())
+
+
+def solve_dense(
+    problem: QP,
+    active: Tensor,
+    free: Tensor,
+    d: Tensor,
+    right: Tensor,
+    row_right: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """``solve_reduced`` for any P: one symmetric matrix, O((n + m)^3).
+
+    It is scaled to a unit diagonal of P and rows of unit length; what is not in F or W is replaced
+    by the identity. An LU factorisation serves where its pivots show full rank; the other problems
+    of the batch get the eigendecomposition, whose small eigenvalues are left out.
+    """
+    n = right.shape[-1]
+    root = d.rsqrt() * free
     A = problem.rows.to_dense().matrix.double() * root.unsqueeze(-2)
     length = torch.linalg.vector_norm(A, dim=-1)
     scale = torch.where(length > 0, 1 / length, 0.0) * active
-    A = A * scale.unsqueeze(-1) * free.unsqueeze(-2)
+    A = A * scale.unsqueeze(-1)
+    P = problem.P.to_dense().matrix if isinstance(problem.P, SparseRows) else problem.P
+    P = torch.diag_embed(P) if P.dim() == 2 else P
     H = P.double() * root.unsqueeze(-1) * root.unsqueeze(-2)
-    H = H * (free.unsqueeze(-1) & free.unsqueeze(-2))
     zero = A.new_zeros(*A.shape[:-1], A.shape[-2])
     K = torch.cat([torch.cat([H, A.mT], -1), torch.cat([A, zero], -1)], -2)
-    values, vectors = torch.linalg.eigh(K)
-    keep = values.abs() > RANK * values.abs().amax(-1, keepdim=True)
-    inverse = torch.where(keep, 1 / values, 0.0)
-    right = torch.cat([-(g * root * free), g.new_zeros(zero.shape[:-1])], -1)
-    z = (vectors @ (inverse.unsqueeze(-1) * (vectors.mT @ right.unsqueeze(-1)))).squeeze(-1)
-    n = g.shape[-1]
-    return Adjoint(z[:, :n] * root * free, z[:, n:] * scale)
+    K.diagonal(dim1=-2, dim2=-1).add_(torch.cat([~free, scale == 0], -1))
+    low = scale.new_zeros(scale.shape) if row_right is None else row_right * scale
+    b = torch.cat([right * root, low], -1).unsqueeze(-1)
+
+    factors, order, _ = torch.linalg.lu_factor_ex(K)
+    pivots = factors.diagonal(dim1=-2, dim2=-1).abs()
+    regular = pivots.amin(-1) > RANK * pivots.amax(-1)
+    z = torch.linalg.lu_solve(factors, order, b)
+    z = z + torch.linalg.lu_solve(factors, order, b - K @ z)
+    if not bool(regular.all()):
+        singular = (~regular).nonzero().squeeze(-1)
+        K, b = K[singular], b[singular]
+        values, vectors = torch.linalg.eigh(K)
+        keep = values.abs() > RANK * values.abs().amax(-1, keepdim=True)
+        inverse = torch.where(keep, 1 / values, 0.0).unsqueeze(-1)
+        least = vectors @ (inverse * (vectors.mT @ b))
+        least = least + vectors @ (inverse * (vectors.mT @ (b - K @ least)))
+        z = z.index_copy(0, singular, least)
+    z = z.squeeze(-1)
+    return z[:, :n] * root, z[:, n:] * scale
 
 
 def gradients(
