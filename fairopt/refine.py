@@ -7,11 +7,12 @@ W the active rows, b their sides, F the free variables and T those at a bound,
     P_FF dx_F + A_WF^T dy = -(P x + q + A^T y)_F,     A_WF dx_F = b_W - A_W x,     x_T = the bounds.
 
 The system is solved for a correction, not for x and y: its rounding then shrinks with the residual,
-and what a singular system leaves open stays as the solver had it. If the active set of the new point
-is another, the next step starts from there: the primal-dual active set method (Hintermüller, Ito and
-Kunisch, The primal-dual active set strategy as a semismooth Newton method, SIAM J. Optim. 13, 2002).
+and what a singular system leaves open stays as the solver had it. If the active set of the new
+point is another, the next step starts from there: the primal-dual active set method (Hintermüller,
+Ito, Kunisch, The primal-dual active set strategy as a semismooth Newton method, SIAM J. Optim. 13,
+2002). It has no safeguard against a start far away, where it may cycle.
 
-Which of two points is better is decided by the natural residual, relative to the size of its terms:
+Which of two points is better, the natural residual decides, relative to the size of its terms:
 
     bounds   d |x - clip(x - (P x + q + A^T y) / d, lb, ub)|       d the diagonal of P
     rows     |A x - clip(A x + |A_r|^2 y, l, u)|                   |.| in the metric of P^-1
