@@ -41,6 +41,7 @@ element of the generalised Jacobian, and what ``torch.clamp`` does at its bounda
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ from torch import Tensor
 from fairopt.problem import LP, QP, Problem, SparseRows, compact
 from fairopt.solution import Solution
 
-__all__ = ["Adjoint", "Gradients", "adjoint", "gradients", "least_norm"]
+__all__ = ["Adjoint", "Gradients", "Reduced", "adjoint", "gradients", "least_norm", "solve_reduced"]
 
 # Singular values below this share of the largest are rank deficiency. Rows are scaled to unit
 # length before, so that true dependence shows as 1e-16 and honest ill-conditioning (weights over
@@ -138,12 +139,19 @@ def least_norm(N: Tensor, c: Tensor, e: Tensor | None = None) -> Tensor:
     return torch.einsum("bmk,bk->bm", U, z) * scale
 
 
-def adjoint(problem: QP, solution: Solution, g: Tensor) -> Adjoint:
-    """Solve (*) for dL/dx = g, ``(B, n)``."""
-    d = problem.diagonal()
-    active = row_sides(problem, solution, d) != 0
-    free = bound_sides(problem, solution, d) == 0
-    return Adjoint(*solve_reduced(problem, active, free, d, -g.double()))
+class Reduced(Protocol):
+    """A way to solve (*): ``solve_reduced``, or one that knows more of the problem's structure."""
+
+    def __call__(
+        self,
+        problem: Problem,
+        active: Tensor,
+        free: Tensor,
+        d: Tensor,
+        right: Tensor,
+        row_right: Tensor | None = None,
+        /,
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 def solve_reduced(
@@ -153,6 +161,7 @@ def solve_reduced(
     d: Tensor,
     right: Tensor,
     row_right: Tensor | None = None,
+    /,
 ) -> tuple[Tensor, Tensor]:
     """(*) for any right-hand side: P_FF v_F + A_WF^T nu = right_F,  A_WF v_F = row_right_W.
 
@@ -183,6 +192,16 @@ def solve_reduced(
         return torch.zeros_like(right), nu
     push = least_norm(N, torch.zeros_like(c), row_right)
     return inverse * rows.transpose_apply(push), nu
+
+
+def adjoint(
+    problem: QP, solution: Solution, g: Tensor, reduced: Reduced = solve_reduced
+) -> Adjoint:
+    """Solve (*) for dL/dx = g, ``(B, n)``."""
+    d = problem.diagonal()
+    active = row_sides(problem, solution, d) != 0
+    free = bound_sides(problem, solution, d) == 0
+    return Adjoint(*reduced(problem, active, free, d, -g.double()))
 
 
 def is_definite_diagonal(problem: QP) -> bool:

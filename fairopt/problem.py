@@ -15,6 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -281,9 +282,30 @@ class SparseRows(Rows):
     def pull_back(self, y: Tensor, v: Tensor, nu: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         return (y[:, self.row] * v[:, self.column] + nu[:, self.row] * x[:, self.column],)
 
+    def norms(self, d: Tensor) -> Tensor:
+        rows = self.coalesced()
+        return rows.with_tensors(rows.values.double().square()).apply(d).sqrt()  # no (m, n) matrix
+
     def absolute(self) -> SparseRows:
-        # Entries that repeat a coordinate add up before the absolute value is taken.
-        return self.to_dense().absolute().to_sparse()
+        rows = self.coalesced()
+        return rows.with_tensors(rows.values.abs())
+
+    @cached_property
+    def _repeats(self) -> tuple[Tensor, Tensor] | None:
+        """The distinct places and which of them each entry belongs to; None if all are distinct."""
+        place, found = torch.unique(self.row * self.n + self.column, return_inverse=True)
+        return None if len(place) == len(self.row) else (place, found)
+
+    def coalesced(self) -> SparseRows:
+        """The same matrix without repeated coordinates; itself if it has none."""
+        if self._repeats is None:
+            return self
+        place, found = self._repeats
+        values = self.values.new_zeros(len(self.values), len(place))
+        return trusted(
+            SparseRows, row=place // self.n, column=place % self.n,
+            values=values.index_add(1, found, self.values), m=self.m, n=self.n,
+        )  # fmt: skip
 
     def to_dense(self) -> DenseRows:
         flat = self.values.new_zeros(len(self.values), self.m * self.n)
@@ -541,8 +563,13 @@ class QP:
 
     def diagonal(self) -> Tensor:
         """The diagonal of P, ``(B, n)``, float64; 1 where it is zero. A metric, not a matrix."""
-        P = self.P.to_dense().matrix if isinstance(self.P, SparseRows) else self.P
-        d = (P if P.dim() == 2 else P.diagonal(dim1=-2, dim2=-1)).double()
+        P = self.P
+        if isinstance(P, SparseRows):
+            d = P.with_tensors(torch.where(P.row == P.column, P.values, 0.0)).apply(
+                P.values.new_ones(()).expand(len(P.values), P.n)
+            )
+        else:
+            d = (P if P.dim() == 2 else P.diagonal(dim1=-2, dim2=-1)).double()
         return torch.where(d > 0, d, 1.0)
 
     def apply_quadratic(self, x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairopt.kkt import least_norm, metric, solve_reduced
+from fairopt.kkt import Reduced, least_norm, metric, solve_reduced
 from fairopt.problem import LP, Problem
 from fairopt.solution import TINY, Solution, Status, gradient
 
@@ -44,19 +44,22 @@ WEAK = 1e-13
 PROOF = 1e-11
 
 
-def refine(problem: Problem, x: Tensor, row_dual: Tensor) -> tuple[Tensor, Tensor]:
+def refine(
+    problem: Problem, x: Tensor, row_dual: Tensor, reduced: Reduced = solve_reduced
+) -> tuple[Tensor, Tensor]:
     """A better point near (x, y), if there is one; usually exact to rounding.
 
     Args:
         problem: the problem; an ``LP`` counts as P = 0.
         x: ``(B, n)``, any float dtype; what is not finite is replaced by zero.
         row_dual: ``(B, m)``, in the sign convention of ``Solution``.
+        reduced: what solves the linear systems.
 
     Returns:
         x within the bounds and y, float64, on the same device. Each problem of the batch keeps the
         better of the given point and those found.
     """
-    work = Refinement(problem)
+    work = Refinement(problem, reduced)
     best = now = work.point(work.clip(finite(x)), finite(row_dual))
     for _ in range(ROUNDS):
         new = work.point(*work.step(now))
@@ -79,21 +82,22 @@ def finish(
     iterations: tuple[int, ...] = (),
     seconds: float = 0.0,
     context: Any = None,
+    reduced: Reduced = solve_reduced,
 ) -> Solution:
     """The ``Solution`` of a backend: refined, in the dtype of q or c, rounded inside the bounds.
 
     Args:
-        problem, x, row_dual: as for ``refine``.
+        problem, x, row_dual, reduced: as for ``refine``.
         status: one per problem, all ``SOLVED`` if left out. A problem with another status keeps
             its x, clipped, and its multipliers, which may be a proof.
         backend, iterations, seconds, context: as in ``Solution``.
     """
     status = status or (Status.SOLVED,) * len(x)
-    exact, y = refine(problem, x, row_dual)
+    exact, y = refine(problem, x, row_dual, reduced)
     failed = [b for b, one in enumerate(status) if one is not Status.SOLVED]
     if failed:
         where = torch.tensor(failed, device=x.device)
-        kept = Refinement.clip_to(problem, finite(x))
+        kept = clipped(finite(x), problem.lb.double(), problem.ub.double())
         exact = exact.index_copy(0, where, kept[where])
         y = y.index_copy(0, where, finite(row_dual)[where])
     dtype = (problem.c if isinstance(problem, LP) else problem.q).dtype
@@ -111,6 +115,10 @@ def finish(
 
 def finite(tensor: Tensor) -> Tensor:
     return torch.nan_to_num(tensor.double(), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def clipped(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(x, lower), upper)
 
 
 def rounded_inside(x: Tensor, dtype: torch.dtype, lb: Tensor, ub: Tensor) -> Tensor:
@@ -153,8 +161,9 @@ class Point:
 class Refinement:
     """A problem in float64, and what all rounds share."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, reduced: Reduced = solve_reduced) -> None:
         self.problem = problem
+        self.reduced = reduced
         self.l, self.u = problem.l.double(), problem.u.double()
         self.lb, self.ub = problem.lb.double(), problem.ub.double()
         self.meet = self.l == self.u
@@ -164,12 +173,8 @@ class Refinement:
         ones = self.linear.new_ones(()).expand_as(self.linear)
         self.row_sum = problem.rows.absolute().apply(ones)
 
-    @staticmethod
-    def clip_to(problem: Problem, x: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(x, problem.lb.double()), problem.ub.double())
-
     def clip(self, x: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(x, self.lb), self.ub)
+        return clipped(x, self.lb, self.ub)
 
     def point(self, x: Tensor, y: Tensor) -> Point:
         """Judge x, which lies within the bounds, and y."""
@@ -208,7 +213,7 @@ class Refinement:
         y = torch.where(active, p.y, 0.0)
         side = torch.where(p.row_side > 0, self.u, self.l)
         miss = torch.where(active, side - self.problem.rows.apply(x), 0.0)
-        dx, dy = solve_reduced(
+        dx, dy = self.reduced(
             self.problem, active, free, self.d, -gradient(self.problem, x, y), miss
         )
         return self.clip(x + dx), y + dy
