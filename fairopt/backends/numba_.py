@@ -7,11 +7,8 @@ form, where a pass costs O(n + m K) and memory one copy of the scores. Exact to 
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairopt.backends import _projection as kernels
+from fairopt.backends._threads import each, in_parallel
 from fairopt.backends.base import Backend, Capabilities
 from fairopt.errors import ProblemError, UnsupportedProblemError
 from fairopt.kkt import Adjoint, least_norm
@@ -28,7 +26,6 @@ from fairopt.solution import ROW_PRECISION, Solution, Status
 __all__ = ["Numba"]
 
 Array = NDArray[Any]
-Result = TypeVar("Result")
 
 # Below this many samples a second thread costs more than it brings: a pass over a million takes
 # 0.2 ms, and torch's own threads still spin on the other core when ours wake.
@@ -302,43 +299,3 @@ def outcomes(status: Array, worst: Array, precision: float) -> tuple[Status, ...
         Status.SOLVED if good else Status.INFEASIBLE if proven else Status.STALLED
         for good, proven in zip(solved.tolist(), infeasible.tolist(), strict=True)
     )
-
-
-# ---------------------------------------------------------------------------------------------
-# Threads. The kernels run without the GIL, so plain threads serve; unlike OpenMP's or Numba's own
-# they survive a fork (the child makes its own) and calls from several threads at once.
-# ---------------------------------------------------------------------------------------------
-
-pool: ThreadPoolExecutor | None = None
-
-
-def forget_pool() -> None:
-    global pool
-    pool = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=forget_pool)
-
-
-def in_parallel(work: Callable[[int, int], Result], size: int, workers: int) -> list[Result]:
-    """``work(first, last)`` on ranges that cover 0..size-1; the caller takes the first."""
-    global pool
-    if workers <= 1 or size <= 1:
-        return [work(0, size)]
-    workers = min(workers, size)
-    cut = [size * i // workers for i in range(workers + 1)]
-    if pool is None:
-        pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="fairopt")
-    others = [pool.submit(work, cut[c], cut[c + 1]) for c in range(1, workers)]
-    return [work(cut[0], cut[1]), *(other.result() for other in others)]
-
-
-def each(workers: int, work: Callable[[int], None]) -> None:
-    """Call ``work(c)`` for each c in 0..workers-1, one per thread."""
-
-    def some(first: int, last: int) -> None:
-        for c in range(first, last):
-            work(c)
-
-    in_parallel(some, workers, workers)
