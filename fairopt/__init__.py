@@ -4,6 +4,7 @@ A differentiable layer moves predictions as little as possible so that a parity 
 exactly, in training and in serving. Importing this package imports no solver.
 """
 
+from fairopt.agreement import Agreement, cross_validate
 from fairopt.constraints import (
     Constraint,
     DemographicParity,
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LP",
     "QP",
+    "Agreement",
     "BackendNotFoundError",
     "CellRows",
     "Constraint",
@@ -60,6 +62,7 @@ __all__ = [
     "StratifiedBatchSampler",
     "UnboundedError",
     "UnsupportedProblemError",
+    "cross_validate",
     "formulate",
     "load_problem",
     "project",

@@ -81,7 +81,7 @@ LAYERS = [
     {"backends"},
     {"solve"},
     {"layer", "online", "agreement", "audit", "datasets", "sampler"},
-    {"demo", "doctor"},
+    {"demo", "doctor", "compare"},
     {"cli"},
 ]
 FAIRNESS = {
@@ -93,6 +93,7 @@ FAIRNESS = {
     "datasets",
     "sampler",
     "demo",
+    "compare",
     "cli",
 }
 

@@ -1,0 +1,165 @@
+"""Derivatives of a solution by finite differences: an oracle that knows no derivation.
+
+Every parameter is moved along random directions that keep the problem of its kind: P stays
+symmetric and semidefinite, sides that meet move together, others do not cross, infinite ones stay.
+With L = g.x,
+
+    (L(h) - L(-h)) / 2h = dL/d(direction) + O(h^2).
+
+The same with the step 4h tells how far the figure can be trusted: what truncation and the solver's
+rounding do to it is of the size of the difference of the two. Where the active set at any of the
+four points is not that of the solution, the oracle has no opinion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairopt.agreement.parameters import names, natural_sizes
+from fairopt.backends import Backend
+from fairopt.errors import FairoptError
+from fairopt.kkt import bound_sides, row_sides
+from fairopt.problem import QP, SparseRows
+from fairopt.solution import Solution
+from fairopt.solve import solve
+
+__all__ = ["Slope", "finite_differences"]
+
+STEP = 6e-6  # the cube root of the rounding of float64
+FAR = 4.0
+MARGIN = 0.05  # of the distance between two sides: what all steps may use up
+
+
+@dataclass(frozen=True, eq=False)
+class Slope:
+    """What the oracle found for one parameter and K directions.
+
+    Attributes:
+        directions: ``(K, B, ...)``.
+        partners: how the opposite side moved, ``(K, B, ...)``: where the two meet. ``None`` for
+            parameters that are no sides.
+        values: ``(K, C, B)``, the derivative of g.x along each, for C cotangents g.
+        doubt: ``(K, C, B)``, how far the values can be trusted.
+        size: ``(C, B)``, the natural size of the values.
+        known: ``(B,)`` bool, where the oracle has an opinion.
+    """
+
+    directions: Tensor
+    partners: Tensor | None
+    values: Tensor
+    doubt: Tensor
+    size: Tensor
+    known: Tensor
+
+
+def finite_differences(
+    problem: QP,
+    backend: Backend,
+    cotangents: Tensor,
+    unique_duals: Tensor,
+    *,
+    directions: int,
+    generator: torch.Generator,
+) -> dict[str, Slope]:
+    """Derivatives of g.x with respect to each parameter, by name, along random directions.
+
+    Args:
+        problem: well-posed problems, detached; they are solved in float64.
+        backend: solves them, four times for each parameter and direction.
+        cotangents: g, ``(C, B, n)``.
+        unique_duals: ``(B,)`` bool. Where it is false, rows, sides and bounds do not move alone:
+            constraints that depend on each other would contradict each other.
+        directions: how many.
+        generator: of the random directions, on the CPU.
+
+    Raises:
+        FairoptError: the problem itself is not solved.
+    """
+    problem = problem.with_tensors(*(tensor.double() for tensor in problem.tensors))
+    g = cotangents.double()
+    with torch.no_grad():
+        base = solve(problem, backend=backend)
+        sizes, root, total = natural_sizes(problem, base.x, base.row_dual)
+        G = (g / root).norm(dim=-1)
+        found = {}
+        for position, (name, tensor) in enumerate(
+            zip(names(problem), problem.tensors, strict=True)
+        ):
+            known = unique_duals | (name in ("P", "q"))
+            meet = None
+            if name in PARTNER:
+                other = position + (1 if name in ("l", "lb") else -1)
+                meet = problem.tensors[other] == tensor
+            moves, values, doubts = [], [], []
+            for _ in range(directions):
+                noise = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
+                move = direction(problem, name, noise.to(tensor.device), sizes[name], total)
+                x = {}
+                for step in (STEP, -STEP, FAR * STEP, -FAR * STEP):
+                    moved = list(problem.tensors)
+                    moved[position] = tensor + step * move
+                    if meet is not None:
+                        moved[other] = torch.where(meet, moved[position], moved[other])
+                    x[step], same = moved_point(problem.with_tensors(*moved), base, backend)
+                    known = known & same
+                near = (g * (x[STEP] - x[-STEP])).sum(-1) / (2 * STEP)
+                far = (g * (x[FAR * STEP] - x[-FAR * STEP])).sum(-1) / (2 * FAR * STEP)
+                moves.append(move)
+                values.append(near)
+                doubts.append((near - far).abs())
+            steps = torch.stack(moves)
+            found[name] = Slope(
+                steps, None if meet is None else steps * meet, torch.stack(values),
+                torch.stack(doubts), G * total, known,
+            )  # fmt: skip
+    return found
+
+
+PARTNER = {"l": "u", "u": "l", "lb": "ub", "ub": "lb"}
+
+
+def direction(problem: QP, name: str, noise: Tensor, size: Tensor, total: Tensor) -> Tensor:
+    """A direction in which g.x changes by its natural size, from noise between -1 and 1."""
+    if name == "P":
+        # (S P + P S) / 2 with S diagonal: P -> (1 + hS/2) P (1 + hS/2) stays semidefinite.
+        if isinstance(problem.P, SparseRows):
+            n = problem.shape[2]
+            s = noise.new_zeros(len(noise), n)
+            width = min(n, noise.shape[-1])
+            s[:, :width] = noise[:, :width]
+            row, column = problem.P.row, problem.P.column
+            return problem.P.values.double() * (s[:, row] + s[:, column]) / 2
+        if problem.is_diagonal:
+            return problem.P * noise
+        s = noise[..., 0]
+        return problem.P * (s.unsqueeze(-1) + s.unsqueeze(-2)) / 2
+    scale = total.view(-1, *[1] * (size.dim() - 1))
+    move = noise * torch.where(size > 0, scale / size, 0.0)
+    if name in PARTNER:
+        here, there = getattr(problem, name), getattr(problem, PARTNER[name])
+        room = torch.where(here == there, torch.inf, MARGIN / (FAR * STEP) * (there - here).abs())
+        move = torch.where(here.isinf(), 0.0, torch.minimum(torch.maximum(move, -room), room))
+    return move
+
+
+def moved_point(moved: QP, base: Solution, backend: Backend) -> tuple[Tensor, Tensor]:
+    """x of the moved problem, and where its active set is the same: ``(B, n)``, ``(B,)``."""
+    try:
+        solution = solve(moved, backend=backend)
+    except FairoptError as error:
+        attached = getattr(error, "solution", None)
+        if attached is None:
+            return torch.full_like(base.x, torch.nan), torch.zeros(
+                len(base.x), dtype=torch.bool, device=base.x.device
+            )
+        solution = attached
+    problem = base.problem
+    assert isinstance(problem, QP)
+    before, after = problem.diagonal(), moved.diagonal()
+    rows = (row_sides(problem, base, before) != 0) == (row_sides(moved, solution, after) != 0)
+    bounds = (bound_sides(problem, base, before) != 0) == (bound_sides(moved, solution, after) != 0)
+    same = rows.all(-1) & bounds.all(-1) & solution.x.isfinite().all(-1)
+    return solution.x, same

@@ -1,0 +1,346 @@
+"""What is compared: each quantity that several answers have, with its unit and its tolerance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairopt.agreement.answers import Answer
+from fairopt.agreement.degeneracy import Standing, standing, units
+from fairopt.agreement.finite_differences import PARTNER, Slope, finite_differences
+from fairopt.agreement.parameters import names, natural_sizes, pick, place
+from fairopt.errors import FairoptError
+from fairopt.kkt import metric
+from fairopt.problem import LP, QP, Problem
+
+__all__ = [
+    "ORACLE",
+    "Merged",
+    "Quantity",
+    "examine",
+    "gradient_quantities",
+    "input_quantities",
+    "points",
+    "slopes",
+]
+
+ORACLE = "finite differences"
+
+# What is below this share of its natural size is compared with that share, not with itself: a
+# gradient that is zero but for rounding has no digits to agree on.
+FLOOR = 1e-3
+FLOOR_X = 1e-6
+DIRECTIONS = 2  # of finite differences for each parameter
+NOISE = 1e-3  # finite differences that doubt themselves by more than this are left out
+
+
+@dataclass(eq=False)
+class Quantity:
+    """One thing that several answers have.
+
+    Attributes:
+        values: by label, ``(B, E)``.
+        present: by label, ``(B,)`` bool.
+        unit: ``(B, E)``, by which values are divided.
+        floor: ``(B,)``, the least that differences are compared with, in units.
+        tolerance: ``(B,)``.
+        counts: ``(B,)`` bool, where a difference is a disagreement.
+        place: the words for element e.
+        whole: whether B = 1 stands for the whole batch.
+    """
+
+    name: str
+    values: dict[str, Tensor]
+    present: dict[str, Tensor]
+    unit: Tensor
+    floor: Tensor
+    tolerance: Tensor
+    counts: Tensor
+    place: Callable[[int], str]
+    whole: bool = False
+
+    def difference(self, a: str, b: str) -> tuple[Tensor, Tensor]:
+        """Relative difference of two, ``(B,)``, NaN where one has none, and where it is worst."""
+        one, other = self.values[a], self.values[b]
+        gap = (one - other).abs()
+        gap = torch.where(gap == 0, 0.0, gap / self.unit)
+        gap = torch.where(gap.isnan(), torch.inf, gap)
+        worst, at = gap.max(-1)
+        size = torch.stack([torch.where(v == 0, 0.0, v.abs() / self.unit) for v in (one, other)])
+        size = torch.where(size.isfinite(), size, 0.0).amax((0, 2))
+        scale = torch.maximum(size, self.floor)
+        relative = torch.where(worst == 0, 0.0, worst / scale)
+        return torch.where(self.present[a] & self.present[b], relative, torch.nan), at
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """For each problem the best answer, to take units from, and how it stands."""
+
+    x: Tensor
+    row_dual: Tensor
+    bound_dual: Tensor
+    solved: Tensor
+    standing: Standing
+
+
+def examine(
+    problem: Problem, order: Sequence[Answer], tolerance: float, gradient_tolerance: float
+) -> Merged:
+    """Merge the answers, best first, and see how each problem's solution stands."""
+    batch, m, n = problem.shape
+    x = torch.zeros(batch, n, dtype=torch.float64, device=problem.l.device)
+    y, w = x.new_zeros(batch, m), torch.zeros_like(x)
+    solved = torch.zeros(batch, dtype=torch.bool, device=x.device)
+    for answer in order:
+        if answer.solution is None or answer.row_dual is None or answer.bound_dual is None:
+            continue
+        take = answer.accepted & ~solved
+        x[take] = answer.solution.x.detach().double()[take]
+        y[take], w[take] = answer.row_dual[take], answer.bound_dual[take]
+        solved = solved | take
+    # Multipliers carry the rounding of the data divided by the smallest singular value.
+    like = problem.c if isinstance(problem, LP) else problem.q
+    rank = 100 * torch.finfo(like.dtype).eps / gradient_tolerance
+    return Merged(x, y, w, solved, standing(problem, x, y, w, touch=tolerance, rank=rank))
+
+
+def points(
+    problem: Problem,
+    answers: Sequence[Answer],
+    where: Merged,
+    best_answer: Answer,
+    tolerance: float,
+    gradient_tolerance: float,
+) -> Iterable[Quantity]:
+    """x, the objective and the multipliers."""
+    m = problem.shape[1]
+    solved = [a for a in answers if a.solution is not None]
+    claims = {a.label: a.claimed for a in solved}
+    x = {a.label: a.solution.x.detach().double() for a in solved if a.solution is not None}
+    if not x:
+        return
+    d = metric(problem)
+    root = d.sqrt()
+    ones = torch.ones_like(where.x)
+    allowed, gradient_allowed = ones[:, 0] * tolerance, ones[:, 0] * gradient_tolerance
+    unique = where.standing.unique | ~where.solved
+    unique_duals = where.standing.unique_duals
+    yield Quantity(
+        "x", x, claims, ones, FLOOR_X * size_of_x(problem, root), allowed, unique,
+        lambda e: f"x[{e}]",
+    )  # fmt: skip
+    terms = {label: objective(problem, v) for label, v in x.items()}
+    magnitude = torch.stack([big for _, big in terms.values()]).nan_to_num(0.0, 0.0).amax(0)
+    yield Quantity(
+        "objective", {label: f.unsqueeze(-1) for label, (f, _) in terms.items()}, claims,
+        ones[:, :1], magnitude, allowed, ~unique, lambda _: "",
+    )  # fmt: skip
+    dual = [a for a in solved if a.row_dual is not None]
+    claims = {a.label: a.claimed for a in dual}
+    _, force = units(problem, where.x, root)
+    floor = FLOOR * force.squeeze(-1)
+    length = problem.rows.norms(1 / d)
+    if m:
+        yield Quantity(
+            "row_dual", {a.label: a.row_dual for a in dual if a.row_dual is not None}, claims,
+            torch.where(length > 0, 1 / length, torch.inf), floor, gradient_allowed, unique_duals,
+            lambda e: place(problem, "row_dual", (e,)),
+        )  # fmt: skip
+    yield Quantity(
+        "bound_dual", {a.label: a.bound_dual for a in dual if a.bound_dual is not None}, claims,
+        root, floor, gradient_allowed, unique_duals, lambda e: f"bound_dual[{e}]",
+    )  # fmt: skip
+
+
+def size_of_x(problem: Problem, root: Tensor) -> Tensor:
+    """The size of x to expect, for problems that are solved by zero: ``(B,)``."""
+    sides = torch.cat([problem.lb, problem.ub], -1).double().abs()
+    sides = torch.where(sides > 0, sides, torch.inf).amin(-1)
+    sides = torch.where(sides.isinf(), 0.0, sides)
+    if isinstance(problem, LP):
+        return sides
+    return torch.maximum(sides, (problem.q.double().abs() / root.square()).amax(-1))
+
+
+def objective(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The objective and the sum of the magnitudes of its terms: ``(B,)`` each."""
+    linear = (problem.c if isinstance(problem, LP) else problem.q).double() * x
+    value, size = linear.sum(-1), linear.abs().sum(-1)
+    if isinstance(problem, QP):
+        curved = 0.5 * x * problem.apply_quadratic(x)
+        value, size = value + curved.sum(-1), size + curved.abs().sum(-1)
+    return value, size
+
+
+def gradient_quantities(
+    problem: QP,
+    answers: Sequence[Answer],
+    where: Merged,
+    order: Sequence[Answer],
+    g: Tensor,
+    tolerance: float,
+) -> Iterable[Quantity]:
+    """One for each parameter; the C cotangents side by side."""
+    able = [a for a in answers if a.gradients]
+    if not able:
+        return
+    sizes, root, _ = natural_sizes(problem, where.x, where.row_dual)
+    G = (g.double() / root).norm(dim=-1)
+    floor = torch.full_like(G[0], FLOOR)
+    for name, tensor in zip(names(problem), problem.tensors, strict=True):
+        shape = tensor.shape[1:]
+        count = math.prod(shape)
+        if not count:
+            continue
+        unit = sizes[name].reshape(len(tensor), 1, count) * G.T.unsqueeze(-1)
+
+        def words(e: int, name: str = name, shape: torch.Size = shape, count: int = count) -> str:
+            index = torch.unravel_index(torch.tensor(e % count), shape)
+            return place(problem, name, tuple(int(i) for i in index))
+
+        counts = where.standing.unique
+        if name not in ("P", "q"):
+            counts = counts & where.standing.unique_duals
+        yield Quantity(
+            f"gradient of {name}",
+            {a.label: a.gradients[name].transpose(0, 1).flatten(1) for a in able},
+            {a.label: a.accepted for a in able},
+            unit.flatten(1), floor, torch.full_like(floor, tolerance), counts, words,
+        )  # fmt: skip
+
+
+def input_quantities(
+    problem: Problem,
+    answers: Sequence[Answer],
+    inputs: Mapping[str, Tensor],
+    cotangents: int,
+    tolerance: float,
+) -> Iterable[Quantity]:
+    """Gradients that autograd carries on to what the problem was computed from."""
+    assert isinstance(problem, QP)
+    able = [a for a in answers if a.gradients and bool(a.accepted.all())]
+    carried = [
+        (name, tensor)
+        for name, tensor in zip(names(problem), problem.tensors, strict=True)
+        if tensor.requires_grad
+    ]
+    if not able:
+        return
+    found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in inputs}
+    for answer in able:
+        for c in range(cotangents):
+            grads: Sequence[Tensor | None] = [None] * len(inputs)
+            if carried:
+                grads = torch.autograd.grad(
+                    [tensor for _, tensor in carried],
+                    list(inputs.values()),
+                    [answer.gradients[name][c].to(tensor.dtype) for name, tensor in carried],
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+            for (name, tensor), grad in zip(inputs.items(), grads, strict=True):
+                value = torch.zeros_like(tensor) if grad is None else grad
+                found[name].setdefault(answer.label, []).append(value.double().flatten())
+    for name, tensor in inputs.items():
+        values = {label: torch.cat(parts).unsqueeze(0) for label, parts in found[name].items()}
+        one = next(iter(values.values())).new_ones(1)
+        size = torch.stack([v.abs().amax() for v in values.values()]).nan_to_num(0.0, 0.0).amax()
+
+        def words(e: int, name: str = name, shape: torch.Size = tensor.shape) -> str:
+            if not shape:
+                return name
+            index = torch.unravel_index(torch.tensor(e % math.prod(shape)), shape)
+            return f"{name}[{', '.join(str(int(i)) for i in index)}]"
+
+        yield Quantity(
+            f"gradient of {name}", values, dict.fromkeys(values, one > 0),
+            one.expand(1, next(iter(values.values())).shape[-1]), one * size * FLOOR,
+            one * tolerance, one > 0, words, whole=True,
+        )  # fmt: skip
+
+
+def slopes(
+    problem: QP,
+    answers: Sequence[Answer],
+    where: Merged,
+    order: Sequence[Answer],
+    g: Tensor,
+    tolerance: float,
+    generator: torch.Generator,
+    notes: list[str],
+) -> Iterable[Quantity]:
+    """Gradients along random directions, and what finite differences say of them."""
+    able = [a for a in answers if a.gradients]
+    solver = next((a for a in order if a.gradients and a.backend is not None), None)
+    if solver is None or solver.backend is None:
+        notes.append(f"{ORACLE}: no backend answered")
+        return
+    usable = solver.accepted & where.standing.unique
+    index = usable.nonzero().squeeze(-1)
+    if not len(index):
+        notes.append(f"{ORACLE}: x is not shown to be unique in any problem")
+        return
+    try:
+        found = finite_differences(
+            pick(problem, index), solver.backend, g[:, index],
+            where.standing.unique_duals[index], directions=DIRECTIONS, generator=generator,
+        )  # fmt: skip
+    except FairoptError as error:
+        notes.append(f"{ORACLE}: not possible: {error}")
+        return
+    batch, C = len(problem.l), len(g)
+
+    def whole(part: Tensor, fill: float = 0.0) -> Tensor:
+        """``(K, C, b)`` to ``(B, K * C)``."""
+        out = part.new_full((batch, part.shape[0] * C), fill)
+        out[index] = part.permute(2, 0, 1).flatten(1)
+        return out
+
+    silent = []
+    for name, slope in found.items():
+        if not slope.directions[0, 0].numel():
+            continue
+        values = {ORACLE: whole(slope.values)}
+        for answer in able:
+            values[answer.label] = whole(along(answer.gradients, index, name, slope))
+        unit = whole(slope.size.expand_as(slope.values), 1.0)
+        scale = (values[ORACLE] / unit).abs().amax(-1).clamp(min=FLOOR)
+        doubt = (whole(slope.doubt) / unit).amax(-1) / scale
+        known = torch.zeros_like(usable)
+        known[index] = slope.known
+        known = known & (doubt <= NOISE)
+        if not bool(known.any()):
+            silent.append(name)
+            continue
+
+        def words(e: int, name: str = name) -> str:
+            return f"{name}, direction {e // C}, cotangent {e % C}"
+
+        yield Quantity(
+            f"slope along {name}", values,
+            {a.label: a.accepted & known for a in able} | {ORACLE: known}, unit,
+            torch.full_like(scale, FLOOR), tolerance + 3 * doubt.nan_to_num(0.0), known, words,
+        )  # fmt: skip
+    if silent:
+        notes.append(
+            f"{ORACLE}: no opinion on {', '.join(silent)}: the active set changes within a step, "
+            "or they are too inaccurate"
+        )
+
+
+def along(gradients: dict[str, Tensor], index: Tensor, name: str, slope: Slope) -> Tensor:
+    """<gradient, direction> for each direction and cotangent, ``(K, C, b)``."""
+    total = inner(gradients[name][:, index], slope.directions)
+    if slope.partners is not None:
+        total = total + inner(gradients[PARTNER[name]][:, index], slope.partners)
+    return total
+
+
+def inner(gradient: Tensor, direction: Tensor) -> Tensor:
+    """``(C, b, ...)`` with ``(K, b, ...)`` to ``(K, C, b)``."""
+    return torch.einsum("cbe,kbe->kcb", gradient.flatten(2), direction.flatten(2))
