@@ -11,7 +11,10 @@ from fairopt.errors import BackendNotFoundError, FairoptError, ProblemError
 from fairopt.kkt import Adjoint
 
 if TYPE_CHECKING:
+    from fairopt.backends.highs_ import HiGHS as HiGHS
     from fairopt.backends.numba_ import Numba as Numba
+    from fairopt.backends.osqp_ import OSQP as OSQP
+    from fairopt.backends.qpth_ import QPTH as QPTH
 
 # The classes of the built-in backends (Numba, ...) are public too. They are not listed, so that
 # "import *" does not import every solver.
@@ -21,6 +24,10 @@ __all__ = ["Adjoint", "Backend", "Capabilities", "available", "get", "names", "r
 # distributions offer comes after, and is looked for only when none of these will do.
 registry: dict[str, Entry] = {
     "numba": built_in("numba_", "Numba", "numba", "pip install numba"),
+    "osqp": built_in("osqp_", "OSQP", "osqp", 'pip install "fairopt[osqp]"'),
+    "highs": built_in("highs_", "HiGHS", "scipy", 'pip install "fairopt[highs]"'),
+    # Its metadata asks for numpy<2, but it runs on NumPy 2 when installed with --no-deps.
+    "qpth": built_in("qpth_", "QPTH", "qpth", 'pip install "fairopt[qpth]"'),
 }
 
 loaded: dict[str, Backend] = {}

@@ -1,0 +1,175 @@
+"""One problem of a batch as a sparse one without bounds, in units in which it is about 1:
+
+    minimise 1/2 z^T P z + q^T z    subject to    l <= A z <= u,
+
+the bounds being the last rows of A. With d the diagonal of P (1 where that is zero), x = s z and
+s_i = unit / sqrt(d_i), P has a unit diagonal and the objective is divided by unit^2; rows are of
+unit length. Unit is the size of what the problem asks for: of the minimum without constraints and
+of the distances from zero to the sides. A tolerance for z then means the same whatever the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from fairopt.problem import QP, CellRows, DenseRows, SparseRows
+
+__all__ = ["Pattern", "Scaled", "Standard"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where the entries of a matrix stand, by columns; as bytes, which compare and hash."""
+
+    shape: tuple[int, int]
+    start: bytes
+    row: bytes
+
+    @staticmethod
+    def of(shape: tuple[int, int], start: Array, row: Array) -> Pattern:
+        return Pattern(shape, start.astype(np.int32).tobytes(), row.astype(np.int32).tobytes())
+
+    def matrix(self, values: Array) -> Any:
+        """The SciPy matrix with these values."""
+        start, row = (np.frombuffer(part, np.int32).copy() for part in (self.start, self.row))
+        return sparse.csc_matrix((values, row, start), shape=self.shape)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """The problem above, and the way back.
+
+    Attributes:
+        P, A: the values that stand in the patterns; of P the upper triangle.
+        s: x = s z, ``(n,)``.
+        t: a row's multiplier is t times that of the scaled row, ``(m,)``.
+    """
+
+    P_pattern: Pattern
+    P: Array
+    q: Array
+    A_pattern: Pattern
+    A: Array
+    l: Array
+    u: Array
+    s: Array
+    t: Array
+
+
+class Standard:
+    """A batch, ready to be taken apart."""
+
+    def __init__(self, problem: QP) -> None:
+        self.problem = problem
+        self.m, self.n = problem.shape[1:]
+        self.root = np.sqrt(problem.diagonal().numpy())
+        self.q, self.l, self.u, self.lb, self.ub = (
+            t.double().numpy() for t in (problem.q, problem.l, problem.u, problem.lb, problem.ub)
+        )
+
+    def scaled(self, b: int) -> Scaled:
+        """Problem b of the batch."""
+        m, n, root = self.m, self.n, self.root[b]
+        inverse = 1 / root
+        row, column, values = self.entries(b)
+        values = values * inverse[column]
+        length = np.sqrt(np.bincount(row, values * values, m))
+        length[length == 0] = 1.0
+        q = self.q[b] * inverse
+        l, u = self.l[b] / length, self.u[b] / length
+        lb, ub = self.lb[b] * root, self.ub[b] * root
+        unit = max(
+            np.abs(q).max(),
+            *(np.maximum(low, -high).max(initial=0.0) for low, high in ((l, u), (lb, ub))),
+        )
+        unit = unit if unit > 0 else 1.0
+
+        # Columns: the entries of the rows, then that of the variable's own bounds if it has any.
+        bounded = np.isfinite(lb) | np.isfinite(ub)
+        before = np.cumsum(bounded) - bounded
+        start = np.zeros(n + 1, np.int64)
+        np.cumsum(np.bincount(column, minlength=n) + bounded, out=start[1:])
+        place, last = np.arange(len(row)) + before[column], start[1:][bounded] - 1
+        rows, A = np.empty(start[-1], np.int64), np.ones(start[-1])
+        rows[place], rows[last] = row, m + np.arange(len(last))
+        A[place] = values / length[row]
+        P_pattern, P = self.quadratic(b, inverse)
+        return Scaled(
+            P_pattern, P, q / unit, Pattern.of((m + len(last), n), start, rows), A,
+            np.concatenate([l, lb[bounded]]) / unit, np.concatenate([u, ub[bounded]]) / unit,
+            inverse * unit, unit / length,
+        )  # fmt: skip
+
+    def entries(self, b: int) -> tuple[Array, Array, Array]:
+        """Row, column and value of all entries of A that are not zero, column by column."""
+        rows = self.problem.rows
+        if isinstance(rows, CellRows):
+            C, cell = rows.coefficient[b].double().numpy(), rows.cell[b].numpy()
+            there, at = C.T.nonzero()  # by cells
+            count = np.bincount(there, minlength=C.shape[1])
+            first = np.cumsum(count) - count
+            column = np.repeat(np.arange(self.n), count[cell])
+            ahead = np.cumsum(count[cell]) - count[cell]
+            row = at[first[cell[column]] + np.arange(len(column)) - ahead[column]]
+            return row, column, C[row, cell[column]] * rows.weight[b].double().numpy()[column]
+        if isinstance(rows, SparseRows):
+            row, column, order = self.order
+            return row, column, self.sparse.values[b].double().numpy()[order]
+        assert isinstance(rows, DenseRows)
+        A = rows.matrix[b].double().numpy()
+        column, row = A.T.nonzero()
+        return row, column, A[row, column]
+
+    @cached_property
+    def sparse(self) -> SparseRows:
+        return self.problem.rows.to_sparse().coalesced()
+
+    @cached_property
+    def order(self) -> tuple[Array, Array, Array]:
+        """Row and column of the entries of sparse rows by columns, and the order that does it."""
+        return by_columns(self.sparse.row, self.sparse.column)
+
+    @cached_property
+    def upper(self) -> tuple[SparseRows, Array, Array, Array]:
+        """The same for the upper triangle of a sparse P, with the matrix that it is taken from."""
+        P = self.problem.P
+        assert isinstance(P, SparseRows)
+        P = P.coalesced()
+        row, column, order = by_columns(P.row, P.column)
+        kept = row <= column
+        return P, row[kept], column[kept], order[kept]
+
+    def quadratic(self, b: int, inverse: Array) -> tuple[Pattern, Array]:
+        """The upper triangle of P, scaled by ``inverse`` from both sides."""
+        P, n = self.problem.P, self.n
+        if isinstance(P, SparseRows):
+            matrix, row, column, order = self.upper
+            values = matrix.values[b].double().numpy()[order]
+        elif P.dim() == 2:
+            values = P[b].double().numpy()
+            return self.diagonal_pattern, values * inverse * inverse
+        else:
+            one = np.triu(P[b].double().numpy())
+            column, row = one.T.nonzero()
+            values = one[row, column]
+        start = np.zeros(n + 1, np.int64)
+        np.cumsum(np.bincount(column, minlength=n), out=start[1:])
+        return Pattern.of((n, n), start, row), values * inverse[row] * inverse[column]
+
+    @cached_property
+    def diagonal_pattern(self) -> Pattern:
+        return Pattern.of((self.n, self.n), np.arange(self.n + 1), np.arange(self.n))
+
+
+def by_columns(row: Tensor, column: Tensor) -> tuple[Array, Array, Array]:
+    order = np.lexsort((row.numpy(), column.numpy()))
+    return row.numpy()[order], column.numpy()[order], order

@@ -1,0 +1,140 @@
+"""The reduced system of ``fairopt.kkt`` for sparse P and rows: one sparse factorisation.
+
+The KKT matrix is singular where rows depend on each other or P is singular. With J = diag(I, -I),
+
+    K = ( P_FF   A_WF^T )         K + delta J  is quasi-definite: never singular, and a symmetric
+        ( A_WF   0      ),        ordering serves whatever the values.
+
+J maps the null space of K into itself, because P v = 0, A v = 0 and A^T nu = 0 hold there one by
+one. So z + (K + delta J)^-1 (b - K z), repeated from z = 0, stays orthogonal to the null space and
+converges to the shortest solution, each time by a factor of delta over the smallest nonzero
+|eigenvalue| of K. What of b no z reaches is what the residual tends to; it is taken off b, and the
+iteration repeated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.linalg import splu
+from torch import Tensor
+
+from fairopt.problem import QP, Problem, SparseRows
+
+__all__ = ["csc", "is_convex", "quadratic", "solve_sparse"]
+
+Array = NDArray[Any]
+
+DELTA = 1e-8  # of matrices with a unit diagonal and unit rows; its square root of digits is lost
+STEPS = 50
+PROJECTIONS = 4
+
+
+def solve_sparse(
+    problem: Problem,
+    active: Tensor,
+    free: Tensor,
+    d: Tensor,
+    right: Tensor,
+    row_right: Tensor | None = None,
+    /,
+) -> tuple[Tensor, Tensor]:
+    """``fairopt.kkt.solve_reduced`` with one sparse factorisation per problem, on the CPU."""
+    assert isinstance(problem, QP)
+    rows = problem.rows.to_sparse()
+    v, nu = torch.zeros_like(right), torch.zeros_like(active, dtype=torch.float64)
+    for b in range(len(right)):
+        F, W = free[b].numpy().nonzero()[0], active[b].numpy().nonzero()[0]
+        scale = 1 / np.sqrt(d[b].numpy()[F])
+        H = quadratic(problem, b)[:, F][F]
+        H = sparse.diags_array(scale) @ H @ sparse.diags_array(scale)
+        A = csc(rows, b)[:, F][W] @ sparse.diags_array(scale)
+        length = np.sqrt(np.asarray(A.multiply(A).sum(1)).ravel())
+        row_scale = np.divide(1, length, out=np.zeros(len(W)), where=length > 0)
+        A = sparse.diags_array(row_scale) @ A
+        low = np.zeros(len(W)) if row_right is None else row_right[b].numpy()[W] * row_scale
+        z = shortest(H, A, np.concatenate([right[b].numpy()[F] * scale, low]))
+        v[b, torch.from_numpy(F)] = torch.from_numpy(z[: len(F)] * scale)
+        nu[b, torch.from_numpy(W)] = torch.from_numpy(z[len(F) :] * row_scale)
+    return v, nu
+
+
+def shortest(H: Any, A: Any, b: Array) -> Array:
+    """The shortest z that brings K z closest to b."""
+    n, m = H.shape[0], A.shape[0]
+    if not n + m:
+        return b
+    K = sparse.block_array([[H, A.T], [A, sparse.csr_array((m, m))]], format="csc")
+    J = np.concatenate([np.ones(n), -np.ones(m)])
+    factors = factorised(K + sparse.diags_array(DELTA * J, format="csc"))
+    for _ in range(PROJECTIONS):
+        z, rest = np.zeros(len(b)), b
+        for _ in range(STEPS):
+            z = z + factors.solve(rest)
+            rest, before = b - K @ z, rest
+            left, size = top(rest), top(b) + top(z)
+            if left <= 1e-15 * size or left > 0.5 * top(before):
+                break
+        if left <= 1e-13 * size:
+            break
+        b = b - rest
+    return z
+
+
+def top(z: Array) -> float:
+    return float(np.abs(z).max(initial=0.0))
+
+
+def factorised(M: Any) -> Any:
+    """LU of a symmetric matrix, pivots on the diagonal, in an order that keeps it sparse."""
+    return splu(M.tocsc(), "MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+
+
+def csc(matrix: SparseRows, b: int) -> Any:
+    """One matrix of the batch as a SciPy array of float64, repeated entries added up."""
+    values, place = matrix.values[b].double().numpy(), (matrix.row.numpy(), matrix.column.numpy())
+    return sparse.coo_array((values, place), shape=(matrix.m, matrix.n)).tocsc()
+
+
+def quadratic(problem: QP, b: int) -> Any:
+    """P of one problem of the batch, in full, as a SciPy array of float64."""
+    P = problem.P
+    if isinstance(P, SparseRows):
+        return csc(P, b)
+    one = P[b].double().numpy()
+    return sparse.diags_array(one, format="csc") if one.ndim == 1 else sparse.csc_array(one)
+
+
+def is_convex(problem: QP, b: int) -> bool:
+    """Whether P of one problem is positive semidefinite, but for rounding.
+
+    By the signs of the pivots of P + rounding (Sylvester's law of inertia), scaled to a unit
+    diagonal; rounding is 8 n times the precision of P, relative to the largest row sum.
+    """
+    if problem.is_diagonal:
+        return True  # which a QP checks itself
+    P = quadratic(problem, b)
+    d = P.diagonal()
+    largest = np.abs(d).max()
+    if (d < 0).any():
+        return False
+    root = sparse.diags_array(1 / np.sqrt(np.where(d > 0, d, largest if largest > 0 else 1.0)))
+    H = root @ P @ root
+    dtype = (problem.P.values if isinstance(problem.P, SparseRows) else problem.P).dtype
+    n = len(d)
+    shift = 8 * n * torch.finfo(dtype).eps * float(abs(H).sum(0).max())
+    if not isinstance(problem.P, SparseRows):
+        try:
+            np.linalg.cholesky(H.toarray() + shift * np.eye(n))
+        except np.linalg.LinAlgError:
+            return False
+        return True
+    try:
+        factors = factorised(H + sparse.diags_array(np.full(n, shift)))
+    except RuntimeError:  # a pivot is exactly zero, which cannot be in a definite matrix
+        return False
+    return bool((factors.perm_r == factors.perm_c).all() and (factors.U.diagonal() > 0).all())

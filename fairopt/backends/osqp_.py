@@ -1,0 +1,224 @@
+"""The operator splitting solver OSQP: any QP, sparse ones above all.
+
+Best where P or the rows are sparse, where P is not diagonal, and for large problems that are not
+the projections that ``numba`` solves. CPU only; the problems of a batch are solved side by side.
+
+OSQP (Stellato, Banjac, Goulart, Bemporad and Boyd, "OSQP: an operator splitting solver for
+quadratic programs", Math. Program. Comput. 12, 2020) returns a point to a tolerance, and
+``fairopt.refine`` makes it exact to rounding. That takes the place of OSQP's own polishing, which
+does the same with less effect, and prints a line wherever no row is active.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import osqp
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fairopt.backends._scaled import Pattern, Scaled, Standard
+from fairopt.backends._sparse_kkt import is_convex, solve_sparse
+from fairopt.backends._threads import in_parallel
+from fairopt.backends._workspaces import Workspaces
+from fairopt.backends.base import Backend, Capabilities
+from fairopt.errors import ProblemError
+from fairopt.kkt import Adjoint, Reduced, adjoint, is_definite_diagonal, solve_reduced
+from fairopt.problem import QP, Problem, SparseRows
+from fairopt.refine import finish, proves_infeasible, sharpen_proof
+from fairopt.solution import ROW_PRECISION, Solution, Status
+
+__all__ = ["OSQP"]
+
+Array = NDArray[Any]
+
+KEPT = 16  # idle workspaces; one holds about ten copies of the problem's entries
+# OSQP's own precision for certificates. That no point exists is then made exact and checked.
+CERTIFICATE = 1e-7
+
+SAID = osqp.SolverStatus
+PRIMAL_INFEASIBLE = (SAID.OSQP_PRIMAL_INFEASIBLE, SAID.OSQP_PRIMAL_INFEASIBLE_INACCURATE)
+DUAL_INFEASIBLE = (SAID.OSQP_DUAL_INFEASIBLE, SAID.OSQP_DUAL_INFEASIBLE_INACCURATE)
+
+
+@dataclass
+class Answer:
+    """One problem's x, multipliers, status and iterations, in the problem's own units."""
+
+    x: Array
+    y: Array
+    status: Status
+    iterations: int
+
+
+class OSQP(Backend):
+    """OSQP, with workspaces that are kept between calls.
+
+    Calls with the same sparsity pattern update a workspace in place of setting one up, and start
+    from its last solution. A few workspaces are kept per object, the latest ones; copies and
+    pickles of the object start without any.
+
+    Args:
+        eps: stop when the residuals of a problem, scaled to a size of about 1, are below this, both
+            absolutely and relative to their terms. The solution is refined from there and does not
+            depend on it, as long as the active constraints are found.
+        max_iter: stop after this many iterations.
+        threads: at most this many problems of a batch at a time; by default
+            ``torch.get_num_threads()`` at each call.
+
+    Raises:
+        ProblemError: an option is out of its range.
+    """
+
+    name: ClassVar[str] = "osqp"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        quadratic=frozenset({"diagonal", "dense", "sparse"}),
+        rows=frozenset({"cells", "dense", "sparse"}),
+        devices=frozenset({"cpu"}),
+    )
+
+    def __init__(
+        self, *, eps: float = 1e-9, max_iter: int = 20_000, threads: int | None = None
+    ) -> None:
+        if not 0 < eps < 1:
+            raise ProblemError(f"eps: expected a number between 0 and 1, got {eps}")
+        if max_iter < 1:
+            raise ProblemError(f"max_iter: expected at least 1, got {max_iter}")
+        if threads is not None and threads < 1:
+            raise ProblemError(f"threads: expected at least 1, got {threads}")
+        self.eps = eps
+        self.max_iter = max_iter
+        self.threads = threads
+        self._workspaces: Workspaces[Workspace] = Workspaces(KEPT)
+
+    def solve(self, problem: Problem) -> Solution:
+        assert isinstance(problem, QP)
+        begun = time.perf_counter()
+        batch = problem.shape[0]
+        standard = Standard(problem)
+
+        def some(first: int, last: int) -> list[Answer]:
+            return [self.one(standard, b) for b in range(first, last)]
+
+        parts = in_parallel(some, batch, min(batch, self.threads or torch.get_num_threads()))
+        answers = [answer for part in parts for answer in part]
+        x, y = (
+            torch.from_numpy(np.stack([getattr(answer, name) for answer in answers]))
+            for name in ("x", "y")
+        )
+        said = tuple(answer.status for answer in answers)
+        if Status.INFEASIBLE in said:
+            y, said = proven(problem, y, said)
+        # What ran into the limit may be good enough to be refined: then it is solved.
+        hopeful = tuple(Status.SOLVED if s is Status.STALLED else s for s in said)
+        solution = finish(
+            problem, x, y, backend=self.name, status=hopeful,
+            iterations=tuple(answer.iterations for answer in answers), reduced=reduced(problem),
+        )  # fmt: skip
+        if Status.STALLED in said:
+            found = torch.stack(tuple(vars(solution.residuals).values())).amax(0)
+            exact = (found <= ROW_PRECISION[solution.x.dtype]).tolist()
+            status = tuple(
+                s if s is not Status.STALLED or not good else Status.SOLVED
+                for s, good in zip(said, exact, strict=True)
+            )
+            solution = replace(solution, status=status)
+        return replace(solution, seconds=time.perf_counter() - begun)
+
+    def vjp(self, problem: QP, solution: Solution, grad_x: Tensor) -> Adjoint:
+        """The shared rule, with a sparse factorisation where P or the rows are sparse."""
+        return adjoint(problem, solution, grad_x, reduced(problem))
+
+    def one(self, standard: Standard, b: int) -> Answer:
+        """Problem b of the batch."""
+        form = standard.scaled(b)
+        m, n = standard.m, standard.n
+        key = (form.P_pattern, form.A_pattern, self.eps, self.max_iter)
+        work = self._workspaces.take(key)
+        same = work is not None and np.array_equal(work.P, form.P)
+        if not same and not is_convex(standard.problem, b):
+            return Answer(np.zeros(n), np.zeros(m), Status.NONCONVEX, 0)
+        if work is None:
+            work = Workspace(form, self.eps, self.max_iter)
+        else:
+            work.update(form)
+        answer = work.solve()
+        status, iterations = answer.info.status_val, answer.info.iter
+        if status in (SAID.OSQP_SOLVED, SAID.OSQP_SOLVED_INACCURATE):
+            self._workspaces.give(key, work)
+            return Answer(form.s * answer.x, form.t * answer.y[:m], Status.SOLVED, iterations)
+        if status == SAID.OSQP_SIGINT:
+            raise KeyboardInterrupt
+        if status not in PRIMAL_INFEASIBLE:
+            # Whether there is a point at all: OSQP may have seen first that the objective falls
+            # without end, or nothing within the limit.
+            nearest = Workspace(without_objective(form), self.eps, self.max_iter).solve()
+            iterations += nearest.info.iter
+            if nearest.info.status_val in PRIMAL_INFEASIBLE:
+                answer, status = nearest, nearest.info.status_val
+            elif status in DUAL_INFEASIBLE and nearest.info.status_val == SAID.OSQP_SOLVED:
+                return Answer(form.s * nearest.x, np.zeros(m), Status.UNBOUNDED, iterations)
+        if status in PRIMAL_INFEASIBLE:
+            y = form.t * answer.prim_inf_cert[:m]
+            return Answer(np.zeros(n), y, Status.INFEASIBLE, iterations)
+        return Answer(form.s * answer.x, form.t * answer.y[:m], Status.STALLED, iterations)
+
+
+class Workspace:
+    """One OSQP solver, with the values that it holds."""
+
+    def __init__(self, form: Scaled, eps: float, max_iter: int) -> None:
+        self.P, self.A = form.P, form.A
+        self.solver = osqp.OSQP(algebra="builtin")
+        self.solver.setup(
+            form.P_pattern.matrix(form.P), form.q, form.A_pattern.matrix(form.A), form.l, form.u,
+            eps_abs=eps, eps_rel=eps, max_iter=max_iter, verbose=False, polishing=False,
+            eps_prim_inf=CERTIFICATE, eps_dual_inf=CERTIFICATE, warm_starting=True,
+            rho=1.0, scaling=0, adaptive_rho_interval=50, check_termination=10,
+        )  # fmt: skip
+
+    def update(self, form: Scaled) -> None:
+        """Another problem of the same pattern. A matrix that stays needs no new factorisation."""
+        changed = {}
+        if not np.array_equal(self.P, form.P):
+            changed["Px"] = self.P = form.P
+        if not np.array_equal(self.A, form.A):
+            changed["Ax"] = self.A = form.A
+        self.solver.update(q=form.q, l=form.l, u=form.u, **changed)
+
+    def solve(self) -> Any:
+        return self.solver.solve(raise_error=False)
+
+
+def without_objective(form: Scaled) -> Scaled:
+    """The projection of zero onto the constraints."""
+    n = len(form.q)
+    pattern = Pattern.of((n, n), np.arange(n + 1), np.arange(n))
+    return replace(form, P_pattern=pattern, P=np.ones(n), q=np.zeros(n))
+
+
+def proven(problem: QP, y: Tensor, status: tuple[Status, ...]) -> tuple[Tensor, tuple[Status, ...]]:
+    """Certificates of infeasibility made exact and checked; what proves nothing is stalled."""
+    sharp = sharpen_proof(problem, y)
+    good, rough = proves_infeasible(problem, sharp), proves_infeasible(problem, y)
+    claimed = torch.tensor([s is Status.INFEASIBLE for s in status])
+    better = (claimed & good).unsqueeze(-1)
+    return torch.where(better, sharp, y), tuple(
+        Status.STALLED if claim and not proof else s
+        for s, claim, proof in zip(status, claimed.tolist(), (good | rough).tolist(), strict=True)
+    )
+
+
+def reduced(problem: Problem) -> Reduced:
+    """What solves the linear systems of refinement and backward pass."""
+    assert isinstance(problem, QP)
+    if isinstance(problem.P, SparseRows) or isinstance(problem.rows, SparseRows):
+        return solve_sparse
+    # Where part of a diagonal is zero there is no Schur complement.
+    return (
+        solve_sparse if problem.is_diagonal and not is_definite_diagonal(problem) else solve_reduced
+    )
