@@ -30,7 +30,7 @@ from fairopt.agreement.quantities import (
     slopes,
 )
 from fairopt.agreement.report import Agreement, Difference
-from fairopt.agreement.verdict import conclude, nothing
+from fairopt.agreement.verdict import conclude
 from fairopt.backends import Backend
 from fairopt.errors import BackendNotFoundError, ProblemError, UnsupportedProblemError
 from fairopt.problem import LP, QP, Problem, trusted
@@ -115,22 +115,22 @@ def cross_validate(
     named = named_reference(reference, asked)
     if named in left_out:
         raise UnsupportedProblemError(f"reference: {left_out[named]}")
-    if not answers:
-        return nothing(data, left_out)
 
     order = sorted(answers, key=lambda a: (a.label != named, a.residual))
     where = examine(data, order, allowed, gradient_allowed)
-    quantities = [*points(data, answers, where, order[0], allowed, gradient_allowed)]
+    quantities = [*points(data, answers, where, allowed, gradient_allowed)]
     notes: list[str] = []
     if isinstance(data, QP):
-        quantities += gradient_quantities(data, answers, where, order, g, gradient_allowed)
+        quantities += gradient_quantities(data, answers, where, g, gradient_allowed)
         if inputs:
             quantities += input_quantities(problem, answers, inputs, cotangents, gradient_allowed)
         if finite_differences:
             quantities += slopes(data, answers, where, order, g, gradient_allowed, generator, notes)
     elif inputs or finite_differences:
         notes.append("no gradients: an LP has them only with smoothing")
-    return conclude(data, answers, quantities, where, named, left_out, allowed, notes)
+    return conclude(
+        data, answers, quantities, where, named, left_out, (allowed, gradient_allowed), notes
+    )
 
 
 def check_arguments(

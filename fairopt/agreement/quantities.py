@@ -113,7 +113,6 @@ def points(
     problem: Problem,
     answers: Sequence[Answer],
     where: Merged,
-    best_answer: Answer,
     tolerance: float,
     gradient_tolerance: float,
 ) -> Iterable[Quantity]:
@@ -181,7 +180,6 @@ def gradient_quantities(
     problem: QP,
     answers: Sequence[Answer],
     where: Merged,
-    order: Sequence[Answer],
     g: Tensor,
     tolerance: float,
 ) -> Iterable[Quantity]:

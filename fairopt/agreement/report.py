@@ -28,7 +28,7 @@ class Difference:
         quantity: "status", "residuals", "certificate", "x", "objective", "row_dual",
             "bound_dual", "gradient of q", "slope along q" (by finite differences), ...
         backend: the one that is blamed, or one of two where nothing tells who is right.
-        against: the other; or the judge: "our residuals".
+        against: the other; or the judge: "our residuals"; empty where a backend gave no answer.
         odd: whether all others that have the quantity agree with each other, at least two.
         problem: number in the batch; None where the quantity belongs to the whole batch.
         where: the element, with the names of rows: ``u['group: 0 - 1']``.
@@ -96,6 +96,7 @@ class Agreement:
             fairopt documents for it (weakly active counts as inactive) is still one answer, and
             backends that give different ones disagree.
         notes: what was not compared, and why.
+        tolerance, gradient_tolerance: what was allowed.
     """
 
     kind: str
@@ -107,6 +108,8 @@ class Agreement:
     nearest: tuple[str, ...]
     degenerate: tuple[int, ...]
     notes: tuple[str, ...]
+    tolerance: float
+    gradient_tolerance: float
     rows: tuple[Mapping[str, Any], ...] = field(repr=False)
 
     @property
@@ -168,7 +171,7 @@ class Agreement:
             lines.append("DISAGREE")
         for backend in dict.fromkeys(d.backend for d in self.differences):
             mine = [d for d in self.differences if d.backend == backend]
-            against = dict.fromkeys(d.against for d in mine if d.against not in JUDGES)
+            against = dict.fromkeys(d.against for d in mine if d.against not in ("", *JUDGES))
             words = [f"refused by {d.against}" for d in mine if d.against in JUDGES]
             if any(d.odd for d in mine):
                 words.insert(0, f"the odd one out of {len(self.rows)}")

@@ -15,7 +15,7 @@ from fairopt.problem import LP, Problem
 from fairopt.refine import proves_infeasible
 from fairopt.solution import Status
 
-__all__ = ["conclude", "nothing"]
+__all__ = ["conclude"]
 
 
 @dataclass(eq=False)
@@ -46,13 +46,13 @@ def conclude(
     where: Merged,
     named: str,
     left_out: dict[str, str],
-    tolerance: float,
+    allowed: tuple[float, float],
     notes: list[str],
 ) -> Agreement:
     """Find all differences, who is to blame for them, and what the table says."""
     batch = problem.shape[0]
     pairs = compare(quantities)
-    reference = named or choose_reference(answers, pairs)
+    reference = named or (choose_reference(answers, pairs) if answers else "")
     differences = [*own_faults(problem, answers), *of_status(answers, reference, batch)]
     for i, quantity in enumerate(quantities):
         mine = {(a, b): pair for (k, a, b), pair in pairs.items() if k == i}
@@ -79,34 +79,32 @@ def conclude(
         if which:
             shown = ", ".join(map(str, which[:8])) + (", ..." if len(which) > 8 else "")
             notes.append(f"{fact} in problem {shown}: {consequence}")
-    kind = "linear" if isinstance(problem, LP) else "quadratic"
-    dtype = str(problem.l.dtype).removeprefix("torch.")
     return Agreement(
-        kind=(
-            f"{batch} {kind} program{'s' if batch != 1 else ''}, {problem.shape[2]} variables, "
-            f"{problem.shape[1]} rows, {dtype} on {problem.l.device}"
-        ),
+        kind=described(problem),
         reference=reference,
         differences=tuple(differences),
         undecided=tuple(b for b in range(batch) if definite[b] < 2),
         left_out=left_out,
         margin=tuple(margin),
         nearest=where.standing.nearest,
-        degenerate=tuple(b for b in range(batch) if margin[b] <= tolerance),
+        degenerate=tuple(b for b in range(batch) if margin[b] <= allowed[0]),
         notes=tuple(notes),
+        tolerance=allowed[0],
+        gradient_tolerance=allowed[1],
         rows=tuple(
             table_row(answer, quantities, pairs, reference, differences) for answer in answers
         ),
     )
 
 
-def nothing(problem: Problem, left_out: dict[str, str]) -> Agreement:
-    """The agreement of nobody, which is none."""
+def described(problem: Problem) -> str:
     batch, m, n = problem.shape
-    return Agreement(
-        f"{batch} problems, {n} variables, {m} rows", "", (), tuple(range(batch)), left_out,
-        (math.inf,) * batch, ("",) * batch, (), (), (),
-    )  # fmt: skip
+    kind = "linear" if isinstance(problem, LP) else "quadratic"
+    like = problem.c if isinstance(problem, LP) else problem.q
+    return (
+        f"{batch} {kind} program{'s' if batch != 1 else ''}, {n} variables, {m} rows, "
+        f"{str(like.dtype).removeprefix('torch.')} on {like.device}"
+    )
 
 
 def choose_reference(answers: Sequence[Answer], pairs: Mapping[tuple[int, str, str], Pair]) -> str:
