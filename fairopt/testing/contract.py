@@ -1,0 +1,804 @@
+"""The contract of a backend, as tests: what ``fairopt.solve`` relies on and what users are told.
+
+The backend is asked for what its ``Capabilities`` declare, and for nothing else. Answers are
+compared with solutions that were chosen before the problem was (``fairopt.testing.known``), with
+their derivatives by finite differences, and with our residuals; never with another backend.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any, ClassVar, NoReturn
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError, gradcheck
+
+from fairopt import backends
+from fairopt.backends import Backend, Capabilities
+from fairopt.constraints import DemographicParity
+from fairopt.errors import (
+    BackendNotFoundError,
+    FairoptError,
+    InfeasibleError,
+    ProblemError,
+    SolveError,
+    UnboundedError,
+    UnsupportedProblemError,
+)
+from fairopt.formulate import formulate
+from fairopt.kkt import gradients
+from fairopt.layer import FairnessLayer
+from fairopt.problem import LP, QP, Problem, SparseRows
+from fairopt.solution import ROW_PRECISION, Solution, Status
+from fairopt.solve import OPTIMALITY, solve
+from fairopt.testing.failing import Failing, failing, proves_infeasible
+from fairopt.testing.known import ACTIVE, Known, Recipe, draw, recipes, reference
+
+__all__ = ["BackendContract"]
+
+# What backends must agree to, relative to the size of what is compared.
+SOLUTION = {torch.float64: 1e-7, torch.float32: 1e-5}
+GRADIENT = {torch.float64: 1e-6, torch.float32: 1e-4}
+FORMS = {"quadratic": {"diagonal", "dense", "sparse"}, "rows": {"cells", "dense", "sparse"}}
+THREADS, ROUNDS = 4, 4
+ERRORS: dict[Status, type[FairoptError]] = {
+    Status.INFEASIBLE: InfeasibleError,
+    Status.UNBOUNDED: UnboundedError,
+    Status.NONCONVEX: ProblemError,
+}
+
+
+def fail(message: str) -> NoReturn:
+    pytest.fail(f"contract of a backend: {message}", pytrace=False)
+
+
+def expect(holds: object, message: str) -> None:
+    if not holds:
+        fail(message)
+
+
+class BackendContract:
+    """What every backend must pass. Subclass it and say which backend:
+
+        class TestMine(BackendContract):
+            backend = MySolver()
+
+    ``backend`` may also be a registered name; while what that needs is not installed, all tests are
+    skipped and say what is missing.
+    """
+
+    backend: ClassVar[Backend | str]
+
+    @classmethod
+    def solver(cls) -> Backend:
+        """The backend under test."""
+        backend = getattr(cls, "backend", None)
+        if isinstance(backend, str):
+            return backends.get(backend)
+        if not isinstance(backend, Backend):
+            fail(f"{cls.__name__}.backend: expected a Backend or a name, got {backend!r}")
+        return backend
+
+    @pytest.fixture(autouse=True)
+    def _installed(self) -> None:
+        name = self.backend
+        if isinstance(name, str) and not backends.is_available(name):
+            try:
+                backends.get(name)
+            except BackendNotFoundError as error:
+                pytest.skip(str(error))
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """The problems of each test: those that the backend claims, on the devices that exist."""
+        for argument, choose in CASES.items():
+            if argument not in metafunc.fixturenames:
+                continue
+            name = self.backend
+            if isinstance(name, str) and not backends.is_available(name):
+                metafunc.parametrize(argument, [None], ids=["not installed"])
+            else:
+                cases = list(choose(self.solver().capabilities))
+                metafunc.parametrize(argument, cases)
+
+    # -----------------------------------------------------------------------------------------
+    # What it is
+    # -----------------------------------------------------------------------------------------
+
+    def test_it_says_what_it_is(self) -> None:
+        """A name, a docstring, and capabilities in the known words."""
+        solver = self.solver()
+        kind = type(solver).__name__
+        name, can = solver.name, solver.capabilities
+        expect(isinstance(name, str) and name, f"{kind}.name: expected a word, got {name!r}")
+        expect(name != "auto", f"{kind}.name: 'auto' is reserved")
+        expect(
+            isinstance(can, Capabilities),
+            f"{kind}.capabilities: expected a fairopt.backends.Capabilities, got {can!r}",
+        )
+        for field, words in FORMS.items():
+            unknown = set(getattr(can, field)) - words
+            expect(
+                not unknown,
+                f"{kind}.capabilities.{field}: expected some of {sorted(words)}, got "
+                f"{sorted(unknown)}",
+            )
+        expect(
+            can.rows and can.devices and (can.quadratic or can.linear),
+            f"{kind}.capabilities: expected at least one form of rows, one device, and quadratic "
+            f"or linear programs; got {can}",
+        )
+        expect(type(solver).__doc__, f"{kind}: expected a docstring that says when to choose it")
+
+    def test_its_options_are_typed_keywords_and_repr_shows_them(self) -> None:
+        """``get("name")`` is the one with defaults, and reports can say which one was used."""
+        solver = self.solver()
+        kind = type(solver).__name__
+        expect(repr(solver).startswith(kind), f"repr: expected {kind}(...), got {solver!r}")
+        for option in inspect.signature(type(solver)).parameters.values():
+            where = f"option {option.name!r} of {kind}"
+            expect(
+                option.kind is inspect.Parameter.KEYWORD_ONLY
+                and option.default is not inspect.Parameter.empty
+                and option.annotation is not inspect.Parameter.empty,
+                f"{where}: expected a keyword-only argument with a type and a default, got "
+                f"'{option}'",
+            )
+            expect(f"{option.name}=" in repr(solver), f"{where}: repr leaves it out: {solver!r}")
+
+    def test_it_can_be_pickled_and_copied(self) -> None:
+        """A model that holds a backend is saved and copied with it, also after a solve."""
+        solver, known = self.solver(), draw(next(iter(chosen(self.solver().capabilities))))
+        solver.solve(known.problem)
+        made: dict[str, Callable[[], Any]] = {
+            "pickle.loads(pickle.dumps(backend))": lambda: pickle.loads(pickle.dumps(solver)),
+            "copy.deepcopy(backend)": lambda: copy.deepcopy(solver),
+        }
+        for how, make in made.items():
+            try:
+                other = make()
+            except Exception as error:
+                message = f"contract of a backend: {how} raised {type(error).__name__}: {error}"
+                raise pytest.fail.Exception(message, pytrace=False) from error
+            expect(
+                type(other) is type(solver) and repr(other) == repr(solver),
+                f"{how}: expected {solver!r}, got {other!r}",
+            )
+            for each in (other, solver):
+                agrees(known, each.solve(known.problem), f"{how}, then solve")
+
+    # -----------------------------------------------------------------------------------------
+    # What it returns
+    # -----------------------------------------------------------------------------------------
+
+    def test_the_solution_is_well_formed(self, known: Recipe) -> None:
+        """Shapes, dtypes, devices, one status per problem."""
+        problem = draw(known).problem
+        well_formed(self.solver(), problem, answer(self.solver(), known))
+
+    def test_the_solution_has_the_promised_precision(self, known: Recipe) -> None:
+        """By our residuals: rows to 1e-12 (1e-6 in float32), bounds exactly, and optimality."""
+        solution = answer(self.solver(), known)
+        for b in range(len(solution.x)):
+            precise(solution, b)
+
+    def test_the_solution_is_the_known_one(self, known: Recipe) -> None:
+        """x, and the row multipliers where they are unique."""
+        agrees(draw(known), answer(self.solver(), known), "solve")
+
+    def test_an_answer_stays_what_it_was(self, form: Recipe) -> None:
+        """The next solve does not write into the tensors that the last one returned."""
+        solver, first, second = self.solver(), draw(form), draw(replace(form, name="another"))
+        solution = solver.solve(first.problem)
+        x, y = solution.x.clone(), solution.row_dual.clone()
+        solver.solve(second.problem)
+        expect(
+            torch.equal(solution.x, x) and torch.equal(solution.row_dual, y),
+            "a second solve changed the solution that the first one returned; return new tensors",
+        )
+
+    def test_what_came_in_is_left_alone(self, form: Recipe) -> None:
+        """No tensor of the problem is changed, and none is handed out."""
+        problem = draw(form).problem
+        before = [tensor.clone() for tensor in data(problem)]
+        x = self.solver().solve(problem).x
+        for place, (tensor, was) in enumerate(zip(data(problem), before, strict=True)):
+            expect(torch.equal(tensor, was), f"solve changed tensor {place} of the problem")
+        x.add_(1.0)
+        for tensor, was in zip(data(problem), before, strict=True):
+            expect(torch.equal(tensor, was), "x shares memory with the problem; return a new one")
+
+    # -----------------------------------------------------------------------------------------
+    # Derivatives
+    # -----------------------------------------------------------------------------------------
+
+    def test_vjp_is_the_shared_rule(self, smooth: Recipe) -> None:
+        """A vjp of its own may be faster; it must give what ``Backend.vjp`` gives."""
+        solver, found = self.solver(), draw(smooth)
+        problem, solution = found.problem, answer(solver, smooth)
+        assert isinstance(problem, QP)
+        g = cotangent(found)
+        needed = (True,) * len(problem.tensors)
+        own, shared = (
+            gradients(problem, solution, g, adjoint, needed).flat
+            for adjoint in (
+                solver.vjp(problem, solution, g),
+                Backend.vjp(solver, problem, solution, g),
+            )
+        )
+        names = parameter_names(problem)
+        for name, one, other in zip(names, own, shared, strict=True):
+            assert one is not None
+            assert other is not None
+            if dependent(smooth) and name != "q":
+                continue  # the multipliers of dependent rows are not unique
+            gap = distance(one, other)
+            expect(
+                gap <= GRADIENT[smooth.dtype],
+                f"vjp: the gradient of {name} is off by {gap:.1e} of its size from that of "
+                "Backend.vjp(backend, problem, solution, grad_x)",
+            )
+
+    def test_gradients_match_finite_differences(self, smooth: Recipe) -> None:
+        """Of all parameters, through ``solve``; also of those that the batch shares."""
+        found = draw(smooth)
+        problem = found.problem
+        assert isinstance(problem, QP)
+        leaves = [
+            (t[:1] if smooth.shared and t is not problem.q else t).detach().clone()
+            for t in problem.tensors
+        ]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        whole = [leaf.expand_as(t) for leaf, t in zip(leaves, problem.tensors, strict=True)]
+        g = cotangent(found)
+        with refusals(smooth):
+            x = solve(problem.with_tensors(*whole), backend=self.solver()).x
+        (x.double() * g).sum().backward()
+        for name, tangents in directions(found, leaves).items():
+            slope, size = 0.0, float((g * x.detach()).abs().sum())
+            for leaf, tangent in zip(leaves, tangents, strict=True):
+                if tangent is not None:
+                    grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+                    part = grad.detach().double() * tangent
+                    slope, size = slope + float(part.sum()), size + float(part.abs().sum())
+            change = g.cpu() * derivative(found, tangents, name)
+            expected = float(change.sum())
+            size += float(change.abs().sum())
+            shared = ", shared by the batch," if smooth.shared and name != "q" else ""
+            expect(
+                abs(slope - expected) <= GRADIENT[smooth.dtype] * size,
+                f"the gradient of {name}{shared} gives a slope of {slope:.9g} in a random "
+                f"direction; finite differences of the known solution give {expected:.9g}. Where "
+                "vjp is the default one, look at row_dual: it says which rows are active",
+            )
+
+    def test_gradcheck(self, form: Recipe) -> None:
+        """``torch.autograd.gradcheck`` of ``solve``, which calls the backend for each difference.
+
+        Its step is large, for x is linear in these data up to the next active set.
+        """
+        if form.quadratic is None:
+            return
+        found = draw(replace(form, batch=1))
+        problem = found.problem
+        assert isinstance(problem, QP)
+        P, q, *rows, l, u, lb, ub = problem.tensors
+
+        def x_of(q: Tensor, shift: Tensor, move: Tensor) -> Tensor:
+            tensors = (P, q, *rows, l + shift, u + shift, lb + move, ub + move)
+            return solve(problem.with_tensors(*tensors), backend=self.solver()).x
+
+        start = (q, torch.zeros_like(l), torch.zeros_like(lb))
+        inputs = tuple(t.clone().requires_grad_() for t in start)
+        try:
+            gradcheck(x_of, inputs, eps=1e-3, atol=2e-4, rtol=1e-3, nondet_tol=1e-6)
+        except GradcheckError as error:
+            fail(f"gradcheck of x by (q, a shift of l and u, a shift of lb and ub): {error}")
+
+    # -----------------------------------------------------------------------------------------
+    # What it cannot solve
+    # -----------------------------------------------------------------------------------------
+
+    def test_it_says_what_failed(self, failure: Failing) -> None:
+        """By the status of each problem; the others are solved, and infeasibility is proved."""
+        solver = self.solver()
+        with refusals(failure):
+            solution = solver.solve(failure.problem)
+        expect(
+            tuple(solution.status) == failure.status,
+            f"expected the status {words(failure.status)}, got {words(solution.status)}",
+        )
+        for b, status in enumerate(solution.status):
+            if status is Status.SOLVED:
+                precise(solution, b)
+            elif status is Status.INFEASIBLE:
+                expect(
+                    proves_infeasible(failure.problem, b, solution.row_dual.cpu()),
+                    f"problem {b} is infeasible and its row_dual is no proof of that: expected y "
+                    "with y.(A x) above the sum of y_r times the side that y_r pushes to (u where "
+                    "y_r > 0, l where y_r < 0) for every x within the bounds, got "
+                    f"{solution.row_dual[b].tolist()}",
+                )
+
+    def test_solve_raises_what_failed(self, failure: Failing) -> None:
+        """Our error, with the index of the problem, the rows in conflict and what was solved."""
+        index = failure.index
+        kind = ERRORS[failure.status[index]]
+        try:
+            with refusals(failure):
+                solve(failure.problem, backend=self.solver())
+        except FairoptError as error:
+            expect(
+                isinstance(error, kind),
+                f"expected fairopt.solve to raise {kind.__name__}, it raised "
+                f"{type(error).__name__}: {error}",
+            )
+            if not isinstance(error, SolveError):
+                return
+            expect(error.batch == index, f"expected problem {index} to be named, got {error.batch}")
+            expect(error.solution is not None, "expected the error to hold the solution")
+            if failure.rows:
+                names = tuple(f"row {r}" for r in failure.rows)
+                expect(
+                    error.rows == names,
+                    f"expected the rows in conflict to be {names}, got {error.rows}; row_dual is "
+                    "to be zero for rows that have no part in it",
+                )
+        else:
+            fail(f"expected fairopt.solve to raise {kind.__name__}, it returned an answer")
+
+    def test_it_refuses_what_it_does_not_declare(self, undeclared: Recipe) -> None:
+        """With ``UnsupportedProblemError``, so that ``backend="auto"`` goes on to the next."""
+        try:
+            solve(draw(undeclared).problem, backend=self.solver())
+        except UnsupportedProblemError:
+            return
+        except FairoptError as error:
+            fail(f"expected UnsupportedProblemError, got {type(error).__name__}: {error}")
+        fail("expected UnsupportedProblemError for what capabilities do not declare")
+
+    # -----------------------------------------------------------------------------------------
+    # Manners
+    # -----------------------------------------------------------------------------------------
+
+    def test_it_prints_nothing_and_warns_of_nothing(
+        self, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """What is to be said is in the solution, also where the solver fails."""
+        solver = self.solver()
+        capfd.readouterr()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for problem in everything(solver.capabilities):
+                with suppress(UnsupportedProblemError):
+                    solver.solve(problem)
+        printed = "".join(capfd.readouterr())
+        expect(not printed, f"solve printed: {printed[:300]!r}")
+        said = [
+            str(w.message) for w in caught if issubclass(w.category, (UserWarning, RuntimeWarning))
+        ]
+        expect(not said, f"solve warned: {said[:1]}")
+
+    def test_it_leaves_torch_as_it_was(self) -> None:
+        """Default dtype, threads, gradient mode and random numbers are the user's."""
+        solver = self.solver()
+
+        def state() -> dict[str, Any]:
+            return {
+                "default dtype": torch.get_default_dtype(),
+                "threads": torch.get_num_threads(),
+                "gradient mode": torch.is_grad_enabled(),
+                "state of the random numbers": torch.get_rng_state().tolist(),
+            }
+
+        before = state()
+        for problem in everything(solver.capabilities):
+            with suppress(UnsupportedProblemError):
+                solver.solve(problem)
+        after = state()
+        changed = [name for name in before if before[name] != after[name]]
+        expect(not changed, f"solve changed torch's {', '.join(changed)}")
+
+    def test_it_works_in_inference_mode(self, form: Recipe) -> None:
+        """Where autograd is off altogether."""
+        found = draw(form)
+        with torch.inference_mode():
+            agrees(found, solve(found.problem, backend=self.solver()), "solve in inference mode")
+
+    def test_threads_may_share_it(self) -> None:
+        """Several threads at once, the same and different problems, one backend."""
+        solver = self.solver()
+        several = [draw(r) for r in known_recipes(solver.capabilities) if not r.singular][:12]
+        tasks = [several[(i * 5 + i // len(several)) % len(several)]
+                 for i in range(ROUNDS * len(several))]  # fmt: skip
+        with ThreadPoolExecutor(THREADS) as pool:
+            answers = [pool.submit(solver.solve, known.problem) for known in tasks]
+            for known, future in zip(tasks, answers, strict=True):
+                error = future.exception()
+                expect(
+                    error is None,
+                    f"{THREADS} threads at once: solve raised {type(error).__name__}: {error}",
+                )
+                agrees(known, future.result(), f"{THREADS} threads at once")
+
+    # -----------------------------------------------------------------------------------------
+    # In a layer
+    # -----------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+    def test_a_layer_takes_it_as_an_object(self, dtype: torch.dtype) -> None:
+        """With predictions and gradients in closed form; and the model that holds it is saved."""
+        layer = parity(self.solver(), dtype)
+        layer = pickle.loads(pickle.dumps(layer))
+        in_closed_form(layer, dtype)
+
+    def test_a_layer_takes_it_by_name(self) -> None:
+        """Where it is registered under its name, or an entry point."""
+        solver = self.solver()
+        name = self.backend if isinstance(self.backend, str) else solver.name
+        if name not in backends.names() or type(backends.get(name)) is not type(solver):
+            pytest.skip(f"no backend {name!r} of this class is registered")
+        parity(solver, torch.float64)  # skips where the backend does not take it
+        layer = parity(name, torch.float64)
+        in_closed_form(layer, torch.float64)
+        assert layer.last is not None
+        expect(
+            layer.last.backend == solver.name,
+            f"Solution.backend: expected {solver.name!r}, got {layer.last.backend!r}",
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# Which problems
+# ---------------------------------------------------------------------------------------------
+
+
+def present(can: Capabilities) -> Iterator[str]:
+    for device in sorted(can.devices):
+        if device == "cpu" or (device == "cuda" and torch.cuda.is_available()):
+            yield device
+
+
+def known_recipes(can: Capabilities) -> Iterator[Recipe]:
+    for device in present(can):
+        yield from recipes(can.quadratic, can.linear, can.rows, device)
+
+
+def chosen(can: Capabilities) -> Iterator[Recipe]:
+    """One of each combination of forms."""
+    return (r for r in known_recipes(can) if r.name == "general" and r.dtype == torch.float64)
+
+
+def undeclared_recipes(can: Capabilities) -> Iterator[Recipe]:
+    everything = recipes(frozenset(FORMS["quadratic"]), True, frozenset(FORMS["rows"]))
+    for recipe in everything:
+        takes = can.linear if recipe.quadratic is None else recipe.quadratic in can.quadratic
+        if recipe.name == "general" and not (takes and recipe.rows in can.rows):
+            yield recipe
+
+
+def failures(can: Capabilities) -> Iterator[Failing]:
+    for device in present(can):
+        yield from failing(can.quadratic, can.linear, can.rows, device)
+
+
+def labelled(choose: Callable[[Capabilities], Iterator[Any]]) -> Callable[[Capabilities], Any]:
+    """The cases as pytest takes them; a device that is declared and not here is a skip by name."""
+
+    def cases(can: Capabilities) -> Iterator[Any]:
+        for case in choose(can):
+            yield pytest.param(case, id=case.label)
+        for device in sorted(can.devices - set(present(can))):
+            mark = pytest.mark.skip(reason=f"no {device} device here")
+            yield pytest.param(None, id=device, marks=mark)
+
+    return cases
+
+
+CASES: dict[str, Callable[[Capabilities], Any]] = {
+    "known": labelled(known_recipes),
+    "smooth": labelled(lambda can: (r for r in known_recipes(can) if r.quadratic is not None)),
+    "form": labelled(chosen),
+    "failure": labelled(failures),
+    "undeclared": labelled(undeclared_recipes),
+}
+
+
+def everything(can: Capabilities) -> Iterator[Problem]:
+    """Problems of every kind, with and without a solution."""
+    for recipe in chosen(can):
+        yield draw(recipe).problem
+    for failure in failures(can):
+        yield failure.problem
+
+
+# ---------------------------------------------------------------------------------------------
+# What is asked of an answer
+# ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def refusals(case: Recipe | Failing) -> Iterator[None]:
+    """Skip where a backend refuses what it may refuse: a singular P."""
+    allowed = case.singular if isinstance(case, Recipe) else case.refusable
+    try:
+        yield
+    except UnsupportedProblemError as error:
+        if not allowed:
+            raise
+        pytest.skip(f"the backend refuses a singular P: {error}")
+
+
+def answer(solver: Backend, recipe: Recipe) -> Solution:
+    """What the backend itself returns for a problem that has a solution."""
+    with refusals(recipe):
+        solution = solver.solve(draw(recipe).problem)
+    expect(
+        isinstance(solution, Solution),
+        f"expected a fairopt.Solution from solve, got {type(solution).__name__}",
+    )
+    return solution
+
+
+def data(problem: Problem) -> tuple[Tensor, ...]:
+    """Every tensor of a problem."""
+    structure: tuple[Tensor, ...] = problem.rows.structure
+    if isinstance(problem, LP):
+        return (
+            problem.c, *problem.rows.tensors, problem.l, problem.u, problem.lb, problem.ub,
+            *structure,
+        )  # fmt: skip
+    if isinstance(problem.P, SparseRows):
+        structure = (*structure, *problem.P.structure)
+    return (*problem.tensors, *structure)
+
+
+def well_formed(solver: Backend, problem: Problem, solution: Solution) -> None:
+    batch, m, n = problem.shape
+    like = problem.c if isinstance(problem, LP) else problem.q
+    for name, tensor, shape, dtype in (
+        ("x", solution.x, (batch, n), like.dtype),
+        ("row_dual", solution.row_dual, (batch, m), torch.float64),
+    ):
+        expect(isinstance(tensor, Tensor), f"Solution.{name}: expected a tensor, got {tensor!r}")
+        expect(
+            tensor.shape == shape and tensor.dtype == dtype and tensor.device == like.device,
+            f"Solution.{name}: expected shape {shape}, {dtype} on {like.device}, got "
+            f"{tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}",
+        )
+        expect(bool(torch.isfinite(tensor).all()), f"Solution.{name}: expected finite numbers")
+        expect(not tensor.requires_grad, f"Solution.{name}: expected no history of autograd")
+    status = solution.status
+    expect(
+        isinstance(status, tuple) and len(status) == batch
+        and all(isinstance(s, Status) for s in status),
+        f"Solution.status: expected a tuple of {batch} fairopt.Status, got {status!r}",
+    )  # fmt: skip
+    expect(
+        all(s is Status.SOLVED for s in status), f"Solution.status: {words(status)}; all have one"
+    )
+    expect(solution.problem is problem, "Solution.problem: expected the problem that was given")
+    expect(
+        solution.backend == solver.name,
+        f"Solution.backend: expected {solver.name!r}, got {solution.backend!r}",
+    )
+    expect(
+        len(solution.iterations) in (0, batch) and all(i >= 0 for i in solution.iterations),
+        f"Solution.iterations: expected {batch} counts or none, got {solution.iterations!r}",
+    )
+    expect(solution.seconds >= 0, f"Solution.seconds: expected a time, got {solution.seconds!r}")
+
+
+def words(status: Sequence[Status]) -> str:
+    return "(" + ", ".join(getattr(s, "name", repr(s)) for s in status) + ")"
+
+
+def precise(solution: Solution, b: int) -> None:
+    """Problem b of the batch meets the promise, by our residuals."""
+    found, dtype = solution.residuals, solution.x.dtype
+    primal = float(found.primal[b])
+    expect(
+        primal <= ROW_PRECISION[dtype],
+        f"problem {b}: "
+        + (
+            "x is outside its bounds; clip it last"
+            if primal == float("inf")
+            else f"a row is violated by {primal:.1e} of its scale"
+        )
+        + f"; promised are bounds exactly, rows to {ROW_PRECISION[dtype]:.0e}",
+    )
+    for name in ("stationarity", "dual_sign", "complementarity"):
+        value = float(getattr(found, name)[b])
+        expect(
+            value <= OPTIMALITY[dtype],
+            f"problem {b}: {name} is {value:.1e}, expected at most {OPTIMALITY[dtype]:.0e}; the "
+            "sign convention is P x + q + A^T y + w = 0 with y > 0 where the upper side pushes",
+        )
+
+
+def agrees(known: Known, solution: Solution, when: str) -> None:
+    """x is the known solution; row_dual its multipliers, unless rows depend."""
+    tolerance = SOLUTION[known.recipe.dtype]
+    x = solution.x.detach().cpu().double()
+    expect(x.shape == known.x.shape, f"{when}: expected x of shape {tuple(known.x.shape)}")
+    gap = distance(x, known.x)
+    if not gap <= tolerance:
+        each = (x - known.x).abs().amax(-1)
+        fail(
+            f"{when}: x is off by {gap:.1e} of its size, expected {tolerance:.0e}; worst in "
+            f"problem {int(each.argmax())} of the batch"
+        )
+    if known.recipe.links or not known.row_dual.numel():
+        return
+    # Relative to what each multiplier does, so that the scale of a row is none of it.
+    length = known.problem.rows.norms(torch.ones_like(known.x).to(solution.x.device)).cpu()
+    y, expected = solution.row_dual.detach().cpu() * length, known.row_dual * length
+    reach = tolerance * max(1.0, known.recipe.spread / 10)
+    if distance(y, expected) <= reach:
+        return
+    expect(
+        distance(-y, expected) > 1e-3,
+        f"{when}: row_dual has the opposite sign; y > 0 is where the upper side pushes",
+    )
+    fail(
+        f"{when}: row_dual is off by {distance(y, expected):.1e} of its size, expected "
+        f"{reach:.0e}; return the multipliers of the iterate that x is of"
+    )
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """Largest difference over the largest entry (at least 1); NaN counts as infinite."""
+    if not other.numel():
+        return 0.0
+    gap = (one.double() - other.double()).abs()
+    gap = torch.where(torch.isnan(gap), torch.inf, gap)
+    return float(gap.max() / other.double().abs().max().clamp(min=1.0))
+
+
+# ---------------------------------------------------------------------------------------------
+# Derivatives
+# ---------------------------------------------------------------------------------------------
+
+
+def dependent(recipe: Recipe) -> bool:
+    return any(recipe.sides[row] in ACTIVE for row, _ in recipe.links)
+
+
+def numbers(known: Known) -> torch.Generator:
+    return torch.Generator().manual_seed(known.x.numel())
+
+
+def cotangent(known: Known) -> Tensor:
+    g = torch.randn(known.x.shape, generator=numbers(known), dtype=torch.float64)
+    return g.to(known.problem.l.device)
+
+
+def parameter_names(problem: QP) -> list[str]:
+    rows = [f"tensor {i} of the rows" for i in range(len(problem.rows.tensors))]
+    return ["P", "q", *rows, "l", "u", "lb", "ub"]
+
+
+Tangents = tuple[Tensor | None, ...]
+
+
+def directions(known: Known, leaves: Sequence[Tensor]) -> dict[str, Tangents]:
+    """Random directions, by name: one tangent per leaf, ``None`` where it stays.
+
+    Sides that meet stay together, infinite ones stay, P stays symmetric, zeros of P and A stay.
+    """
+    problem, recipe = known.problem, known.recipe
+    assert isinstance(problem, QP)
+    generator = numbers(known)
+    P, q, *rows, l, u, lb, ub = (leaf.detach().double() for leaf in leaves)
+    count = len(leaves)
+
+    def random(like: Tensor) -> Tensor:
+        r = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+        return r.to(like.device)
+
+    def pair(low: Tensor, high: Tensor, size: Tensor | float) -> tuple[Tensor, Tensor]:
+        down = torch.where(torch.isfinite(low), random(low) * size, 0.0)
+        up = torch.where(torch.isfinite(high), random(high) * size, 0.0)
+        return down, torch.where(low == high, down, up)
+
+    def at(place: int, *tangents: Tensor) -> Tangents:
+        filled: list[Tensor | None] = [None] * count
+        filled[place : place + len(tangents)] = tangents
+        return tuple(filled)
+
+    if recipe.spread > 100:  # what is small in P is not where its entries are small
+        turn = P * random(P[:, :1].flatten(1)[:, :1].view(-1, *[1] * (P.dim() - 1)))
+    elif isinstance(problem.P, SparseRows):
+        n = problem.shape[-1]
+        square = random(P.new_zeros(len(P), n, n))
+        turn = P * (square + square.mT)[:, problem.P.row, problem.P.column]
+    elif P.dim() == 3:
+        square = random(P)
+        turn = P * (square + square.mT)
+    else:
+        turn = P * random(P)
+    if recipe.singular and P.dim() == 3:
+        turn = torch.zeros_like(turn)  # it would not stay semidefinite
+    found = {"P": at(0, turn), "q": at(1, random(q) * q.abs().max())}
+    if not dependent(recipe):  # else they would contradict each other
+        for i, tensor in enumerate(rows):
+            found[f"tensor {i} of the rows"] = at(2 + i, tensor * random(tensor))
+        length = problem.rows.norms(torch.ones_like(problem.q).double())[: len(l)]
+        found["l and u"] = at(count - 4, *pair(l, u, length))
+    found["lb and ub"] = at(count - 2, *pair(lb, ub, 1.0))
+    return found
+
+
+def derivative(known: Known, tangents: Tangents, name: str) -> Tensor:
+    """dx in a direction, by central differences of the reference on its active set: ``(B, n)``."""
+    problem = known.problem
+    assert isinstance(problem, QP)
+    # x is linear in q and the sides: there a large step has no error at all.
+    step = 1.0 if name in ("q", "l and u", "lb and ub") else 1e-5
+
+    def moved(by: float) -> Tensor:
+        tensors = [
+            t.double() if tangent is None else t.double() + by * tangent
+            for t, tangent in zip(problem.tensors, tangents, strict=True)
+        ]
+        return reference(problem.with_tensors(*tensors), known.side, known.held)[0]
+
+    return (moved(step) - moved(-step)) / (2 * step)
+
+
+# ---------------------------------------------------------------------------------------------
+# The layer
+# ---------------------------------------------------------------------------------------------
+
+GROUPS = torch.tensor([0, 1, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1])
+TOLERANCE = 0.05
+
+
+def example(dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.rand(len(GROUPS), generator=generator, dtype=torch.float64)
+    return (scores + 0.3 * GROUPS).to(dtype)
+
+
+def parity(backend: Backend | str, dtype: torch.dtype) -> FairnessLayer:
+    """A layer with this backend, which must be able to solve what it asks for."""
+    constraint = DemographicParity(tolerance=TOLERANCE)
+    if isinstance(backend, Backend):
+        problem = formulate(constraint, example(dtype), GROUPS, bounds=None)
+        missing = backend.capabilities.missing(problem)
+        if missing is not None:
+            pytest.skip(f"the backend does not solve {missing}, which parity on the CPU needs")
+    return FairnessLayer(constraint, bounds=None, backend=backend)
+
+
+def in_closed_form(layer: FairnessLayer, dtype: torch.dtype) -> None:
+    """Two groups, no bounds: both are shifted until their means differ by the tolerance.
+
+    With a the difference of the means as a row, x = s - a (a.s - tolerance) / a.a and the gradient
+    is g - a (a.g) / a.a.
+    """
+    scores = example(dtype).requires_grad_()
+    weights = [-1.0 / int((GROUPS == 0).sum()), 1.0 / int((GROUPS == 1).sum())]
+    a = torch.tensor(weights, dtype=torch.float64)[GROUPS]
+    g = torch.linspace(-1, 1, len(a), dtype=torch.float64)
+    fair = layer(scores, GROUPS)
+    (fair.double() * g).sum().backward()
+    assert scores.grad is not None
+    s = scores.detach().double()
+    x = s - a * (a @ s - TOLERANCE) / (a @ a)
+    for name, found, expected in (
+        ("predictions", fair.detach(), x),
+        ("gradient", scores.grad, g - a * (a @ g) / (a @ a)),
+    ):
+        gap = distance(found, expected)
+        tolerance = (SOLUTION if name == "predictions" else GRADIENT)[dtype]
+        expect(gap <= tolerance, f"FairnessLayer: the {name} are off by {gap:.1e}")

@@ -1,0 +1,195 @@
+"""Batches in which one problem has no solution, and the others do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+from fairopt.problem import LP, QP, Problem
+from fairopt.solution import Status
+from fairopt.testing.known import as_quadratic, as_rows
+
+__all__ = ["Failing", "failing", "proves_infeasible"]
+
+INF = float("inf")
+
+
+@dataclass(frozen=True, eq=False)
+class Failing:
+    """A batch, what is to be said of each problem, and which rows are in conflict.
+
+    Attributes:
+        refusable: whether a backend may refuse such a P (it is singular) instead.
+    """
+
+    name: str
+    problem: Problem
+    status: tuple[Status, ...]
+    rows: tuple[int, ...] = ()
+    refusable: bool = False
+
+    @property
+    def label(self) -> str:
+        """The batch in words."""
+        if isinstance(self.problem, LP):
+            return f"{self.name}, LP"
+        return f"{self.name}, P {type(self.problem.P).__name__} {tuple(self.problem.q.shape)}"
+
+    @property
+    def index(self) -> int:
+        """The first problem that fails."""
+        return next(b for b, s in enumerate(self.status) if s is not Status.SOLVED)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is the same for every form. Sides and bounds of problem 1 differ from the others'."""
+
+    name: str
+    A: list[list[float]]
+    l: tuple[list[float], list[float]]
+    u: tuple[list[float], list[float]]
+    lb: tuple[list[float], list[float]]
+    ub: tuple[list[float], list[float]]
+    linear: list[float]
+    P: tuple[list[list[float]], list[list[float]]] | None = None
+    rows: tuple[int, ...] = ()
+
+
+def eye(n: int, *, first: float = 1.0) -> list[list[float]]:
+    return [[(first if i == 0 else 1.0) if i == j else 0.0 for j in range(n)] for i in range(n)]
+
+
+def twice(values: list[float]) -> tuple[list[float], list[float]]:
+    return values, values
+
+
+LINEAR = [-0.4, 0.3, -0.2, 0.1]
+INFEASIBLE = (
+    Case(
+        "a row that the bounds contradict",
+        [[1, 1, 0, 0], [0, 0, 1, -1]],
+        ([-1, -INF], [3, -INF]), twice([INF, 5]),
+        twice([0.0] * 4), twice([1.0] * 4), LINEAR, rows=(0,),
+    ),
+    Case(
+        "a row that the bounds contradict by little",
+        [[1, 1, 0, 0], [0, 0, 1, -1]],
+        ([2.0, -INF], [2.001, -INF]), twice([INF, 5]),
+        twice([0.0] * 4), twice([1.0] * 4), LINEAR, rows=(0,),
+    ),
+    Case(
+        "two rows that contradict each other",
+        [[0, 0, 1, 0], [1, 1, 0, 0], [2, 2, 0, 0]],
+        ([-INF, -9, -INF], [-INF, 1, -INF]), ([1, INF, 8], [1, INF, 0]),
+        twice([-10.0] * 4), twice([10.0] * 4), LINEAR, rows=(1, 2),
+    ),
+    Case(
+        "three equalities that depend and contradict each other",
+        [[1, 1, 0, 0], [0, 1, 1, 0], [1, 2, 1, 0], [0, 0, 0, 1]],
+        ([0.75, 0.5, 1.25, -INF], [0.75, 0.5, 3, -INF]), ([0.75, 0.5, 1.25, 5], [0.75, 0.5, 3, 5]),
+        twice([-10.0] * 4), twice([10.0] * 4), LINEAR, rows=(0, 1, 2),
+    ),
+)  # fmt: skip
+FREE = Case(
+    "two rows that contradict each other, no bounds",
+    [[0, 0, 1, 0], [1, 1, 0, 0], [2, 2, 0, 0]],
+    ([-INF, -9, -INF], [-INF, 1, -INF]), ([1, INF, 8], [1, INF, 0]),
+    twice([-INF] * 4), twice([INF] * 4), LINEAR, rows=(1, 2),
+)  # fmt: skip
+UNBOUNDED_LP = (
+    Case(
+        "a variable that falls without end",
+        [[0, 1, 1]], twice([-1]), twice([1]),
+        ([-1, -1, -1], [-INF, -1, -1]), twice([INF] * 3), [1, 1, 0.5],
+    ),
+    Case(
+        "a direction within the rows without end",
+        [[1, -1, 0]], twice([0]), twice([0]),
+        twice([-1, -1, -1]), ([2, 2, 2], [INF, INF, 2]), [-1, -0.5, 1],
+    ),
+)  # fmt: skip
+UNBOUNDED_QP = Case(
+    "a variable that falls without end",
+    [[0, 1, 1]], twice([-1]), twice([1]),
+    ([-1, -1, -1], [-INF, -1, -1]), twice([INF] * 3), [1, -0.5, 0.25],
+    (eye(3, first=0.0), eye(3, first=0.0)),
+)  # fmt: skip
+NONCONVEX = tuple(
+    Case(
+        f"P with a negative eigenvalue, {1 - off:.3g}",
+        [[1, 0, 1]], twice([-1]), twice([1]),
+        twice([-1, -1, -1]), twice([1, 1, 1]), [0.3, -0.2, 0.1],
+        ([[2, 1, 0], [1, 2, 0], [0, 0, 1]], [[1, off, 0], [off, 1, 0], [0, 0, 1]]),
+    )
+    for off in (3.0, 1.01)
+)  # fmt: skip
+
+
+def failing(
+    quadratic: frozenset[str], linear: bool, rows: frozenset[str], device: str = "cpu"
+) -> list[Failing]:
+    """All that a backend with these capabilities must not call solved."""
+    turn = cycle(sorted(rows))
+    found: list[Failing] = []
+
+    def add(case: Case, form: str | None, status: Status, pattern: str = "solved first") -> None:
+        # Sides of one of the problems make it fail; which one differs.
+        order = [0, 1, 0] if pattern == "solved first" else [1, 0]
+
+        def tensor(pair: tuple[list[float], list[float]]) -> Tensor:
+            return torch.tensor([pair[i] for i in order], dtype=torch.float64, device=device)
+
+        A = torch.tensor([case.A] * len(order), dtype=torch.float64, device=device)
+        matrix = as_rows(A, next(turn))
+        q = tensor(twice(case.linear))
+        sides = [tensor(pair) for pair in (case.l, case.u, case.lb, case.ub)]
+        problem: Problem
+        if form is None:
+            problem = LP(q, matrix, *sides)
+        else:
+            n = len(case.linear)
+            P = case.P or (eye(n), eye(n))
+            stack = torch.tensor([P[i] for i in order], dtype=torch.float64, device=device)
+            problem = QP(as_quadratic(stack, form), q, matrix, *sides)
+        told = tuple(status if i else Status.SOLVED for i in order)
+        name = f"{case.name}, {form or 'no'} P"
+        refusable = status is Status.UNBOUNDED and form is not None
+        found.append(Failing(name, problem, told, case.rows, refusable))
+
+    forms: list[str | None] = [*sorted(quadratic), *([None] if linear else [])]
+    for form in forms if rows else ():
+        for case in INFEASIBLE:
+            add(case, form, Status.INFEASIBLE)
+        if form is None:
+            for case in UNBOUNDED_LP:
+                add(case, form, Status.UNBOUNDED)
+            continue
+        add(FREE, form, Status.INFEASIBLE, "failed first")
+        add(UNBOUNDED_QP, form, Status.UNBOUNDED)
+        if form != "diagonal":  # a diagonal with a negative entry is no QP in the first place
+            for case in NONCONVEX:
+                add(case, form, Status.NONCONVEX)
+    return found
+
+
+def proves_infeasible(problem: Problem, b: int, y: Tensor) -> bool:
+    """Whether y proves that problem b has no feasible point (Farkas).
+
+    Every x within the bounds has y.(A x) above the sum of y_r times the side that y_r pushes to:
+    the smallest value of (A^T y).x over the bounds exceeds that sum.
+    """
+    A = problem.rows.to_dense().matrix[b].double()
+    y = y[b].double()
+    l, u, lb, ub = (t[b].double() for t in (problem.l, problem.u, problem.lb, problem.ub))
+    side = torch.where(y > 0, u, l)
+    side = torch.where(y == 0, 0.0, side)
+    z = A.mT @ y
+    noise = 1e-9 * (A.abs().mT @ y.abs())
+    z = torch.where(z.abs() <= noise, 0.0, z)
+    least = torch.where(z == 0, 0.0, z * torch.where(z > 0, lb, ub))
+    size = (y * side).abs().sum() + least.abs().sum()
+    return bool(torch.isfinite(size)) and bool(least.sum() - (y * side).sum() > 1e-9 * size)
