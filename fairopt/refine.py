@@ -61,12 +61,17 @@ def refine(
     """
     work = Refinement(problem, reduced)
     best = now = work.point(work.clip(finite(x)), finite(row_dual))
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS + row_dual.shape[-1]):
         new = work.point(*work.step(now))
         best = best.or_better(new)
         same = (new.row_side == now.row_side).all(-1) & (new.bound_side == now.bound_side).all(-1)
         settled = same & ~(new.error < 0.5 * now.error)
-        if bool((settled | ~(best.error > EXACT)).all()):  # NaN does not get better either
+        open_ = best.error > EXACT  # false for NaN, which does not get better either
+        if bool((settled & open_).any()):
+            y, moved = work.ascend(new, settled & open_)
+            settled = settled & ~moved
+            new = work.point(new.x, y)
+        if bool((settled | ~open_).all()):
             break
         now = new
     return best.x, torch.where(best.weak, 0.0, best.y)
@@ -217,6 +222,41 @@ class Refinement:
             self.problem, active, free, self.d, -gradient(self.problem, x, y), miss
         )
         return self.clip(x + dx), y + dy
+
+    def ascend(self, p: Point, stuck: Tensor) -> tuple[Tensor, Tensor]:
+        """Multipliers with another active set, ``(B, m)``, and which problems got such, ``(B,)``.
+
+        Args:
+            stuck: ``(B,)``, where the active set is the step's own answer, though no point meets
+                all of its sides: a row is taken for active that is not, and depends on others.
+
+        With e = b_W - A_W x the misses, made as small as any x can, t = -e on rows scaled to unit
+        length satisfies A_WF^T t = 0: x does not move along y + alpha t, and the dual objective
+        rises. At some alpha a multiplier becomes zero, of a row or of a bound, and leaves the
+        active set. (A partial step of the dual method: Goldfarb and Idnani, A numerically stable
+        dual method for solving strictly convex quadratic programs, Math. Program. 27, 1983.)
+        """
+        rows = self.problem.rows
+        side = torch.where(p.row_side > 0, self.u, self.l)
+        miss = torch.where(p.row_side != 0, side - rows.apply(p.x), 0.0)
+        scale = self.row_sum * p.x.abs().amax(-1, keepdim=True) + side.abs() + TINY
+        miss = torch.where(miss.abs() > EXACT * scale, miss, 0.0)
+        held = p.bound_side != 0
+        free_part = rows.norms(torch.where(held, 0.0, 1 / self.d)).square()
+        length = torch.where(free_part > 0, free_part, self.row_metric)
+        t = torch.where(stuck.unsqueeze(-1) & (length > 0), -miss / length, 0.0)
+
+        # Equalities may have multipliers of either sign.
+        sinks = (p.y * t < 0) & ~self.meet
+        row_end = torch.where(sinks, -p.y / t, torch.inf)
+        w, change = -gradient(self.problem, p.x, p.y), -rows.transpose_apply(t)
+        sinks = held & (w * change < 0) & (self.lb < self.ub)
+        bound_end = torch.where(sinks, -w / change, torch.inf)
+        end = torch.minimum(row_end.amin(-1), bound_end.amin(-1))
+        moved = torch.isfinite(end) & (end > 0)
+        # A little further than the end, or rounding may stop short of it.
+        alpha = torch.where(moved, (1 + 1e-6) * end, 0.0)
+        return p.y + alpha.unsqueeze(-1) * t, moved
 
 
 # ---------------------------------------------------------------------------------------------
