@@ -127,8 +127,8 @@ def plot(agreement: Agreement, path: Path) -> None:
     verdict = "agree" if agreement.agree else "do NOT agree"
     figure.suptitle(f"The backends {verdict}", x=0.01, ha="left", fontsize=13, fontweight="bold")
     figure.supxlabel(
-        f"{agreement.kind}. Differences are from {agreement.reference or 'nobody'}; "
-        f"those below {SMALLEST:.0e} are shown there.",
+        f"{agreement.kind}. Differences are from {agreement.reference or 'nobody'} (slopes: from "
+        f"finite differences); those below {SMALLEST:.0e} are shown there.",
         fontsize=9, color="#444444", x=0.01, ha="left",
     )  # fmt: skip
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -151,9 +151,10 @@ def differences(
     quantities: list[str],
     agreement: Agreement,
 ) -> None:
-    for row, style in styled:
+    for i, (row, style) in enumerate(styled):
+        shift = 0.5 * (i + 0.5) / len(styled) - 0.25  # so that none hides another
         found = [
-            (max(min(row[name], 1e3), SMALLEST), height)
+            (max(min(row[name], 1e3), SMALLEST), height + shift)
             for height, name in enumerate(quantities)
             if row.get(name) is not None
         ]

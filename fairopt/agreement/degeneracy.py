@@ -31,8 +31,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fairopt.agreement.parameters import row_word
 from fairopt.kkt import RANK, metric
-from fairopt.problem import LP, QP, Problem, SparseRows, compact, row_name
+from fairopt.problem import LP, QP, Problem, SparseRows, compact
 
 __all__ = ["Standing", "standing"]
 
@@ -86,7 +87,7 @@ def standing(
     margin, nearest = margins.min(-1)
     m = problem.shape[1]
     words = tuple(
-        "" if far else f"row '{row_name(problem, i)}'" if i < m else f"bound of x[{i - m}]"
+        "" if far else f"row {row_word(problem, i)}" if i < m else f"bound of x[{i - m}]"
         for i, far in zip(nearest.tolist(), margin.isinf().tolist(), strict=True)
     )
     return Standing(

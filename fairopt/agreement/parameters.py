@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fairopt.problem import QP, CellRows, DenseRows, Problem, Rows, SparseRows, row_name, trusted
 
-__all__ = ["names", "natural_sizes", "pick", "place"]
+__all__ = ["names", "natural_sizes", "pick", "place", "row_word"]
 
 SIDES = ("l", "u", "lb", "ub")
 
@@ -59,6 +59,7 @@ def place(problem: Problem, name: str, index: tuple[int, ...]) -> str:
 
 
 def row_word(problem: Problem, row: int) -> str:
+    """The name of a row in quotes, or its number."""
     return repr(row_name(problem, row)) if problem.row_names else str(row)
 
 
