@@ -19,7 +19,7 @@ import torch
 import fairopt
 from fairopt import backends
 from fairopt.errors import BackendNotFoundError, FairoptError, UnsupportedProblemError
-from fairopt.problem import LP, QP, DenseRows
+from fairopt.problem import LP, QP, CellRows, DenseRows, Rows, SparseRows
 from fairopt.solve import solve
 
 __all__ = ["BackendReport", "Diagnosis", "diagnose"]
@@ -33,14 +33,16 @@ class BackendReport:
 
     Attributes:
         name: as in ``backend="numba"``.
-        installed: whether its solver can be imported.
-        version: of the package that solves; None if unknown.
+        source: the distribution that offers it; None for ours and for those registered here.
+        installed: whether the package that it needs is there.
+        version: of the package that solves, or of the distribution; None if unknown.
         capabilities: what the backend declares, field by field.
-        passed: whether it solved a tiny problem to 1e-6; None if not installed.
+        passed: whether it loads and solved a tiny problem to 1e-6; None if not installed.
         message: what the tiny problem showed, or how to install the solver.
     """
 
     name: str
+    source: str | None
     installed: bool
     version: str | None
     capabilities: Mapping[str, str | int | float | bool | None]
@@ -59,7 +61,8 @@ class Diagnosis:
         devices: the CUDA devices; empty without any.
         cuda: one line about CUDA.
         kernel_cache: the folder of compiled kernels; None if no folder can be written.
-        backends: one report per registered backend.
+        backends: one report per backend, ours and those of other distributions.
+        faults: what is wrong with entry points of other distributions that name no backend here.
     """
 
     versions: Mapping[str, str | None]
@@ -70,12 +73,13 @@ class Diagnosis:
     cuda: str
     kernel_cache: str | None
     backends: Sequence[BackendReport]
+    faults: Sequence[str]
 
     @property
     def healthy(self) -> bool:
-        """Some backend is installed, and each that is solved its problem."""
-        installed = [report for report in self.backends if report.installed]
-        return bool(installed) and all(report.passed for report in installed)
+        """Some backend solved its problem, none failed, and all entry points are in order."""
+        passed = [report.passed for report in self.backends]
+        return True in passed and False not in passed and not self.faults
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, ready for JSON."""
@@ -107,6 +111,7 @@ def diagnose() -> Diagnosis:
         cuda=cuda,
         kernel_cache=_kernel_cache(),
         backends=[_examine(name) for name in backends.names()],
+        faults=backends.faults(),
     )
 
 
@@ -133,27 +138,34 @@ def _kernel_cache() -> str | None:
         return None
 
 
-def _solver_version(name: str) -> str | None:
-    """Version of the distribution that provides the package that the backend imports."""
-    package = backends.registry[name].package
-    if package is None:
+def _solver_version(entry: backends.Entry) -> str | None:
+    """Version of the distribution that provides the package that solves."""
+    if entry.distribution is not None:
+        return _version(entry.distribution)
+    if entry.package is None:
         return None
+    package = entry.package.split(".")[0]
     distributions = importlib.metadata.packages_distributions().get(package, [package])
     return _version(distributions[0])
 
 
 def _examine(name: str) -> BackendReport:
-    version = _solver_version(name)
+    entry = backends.find(name)
+    version = _solver_version(entry)
     try:
         backend = backends.get(name)
     except BackendNotFoundError as error:
-        return BackendReport(name, False, version, {}, None, str(error))
+        missing = not entry.installed and entry.fault is None
+        passed = None if missing else False
+        return BackendReport(
+            name, entry.distribution, entry.installed, version, {}, passed, str(error)
+        )
     capabilities = {
         field.name: _plain(getattr(backend.capabilities, field.name))
         for field in fields(backend.capabilities)
     }
     passed, message = _self_test(name)
-    return BackendReport(name, True, version, capabilities, passed, message)
+    return BackendReport(name, entry.distribution, True, version, capabilities, passed, message)
 
 
 def _plain(value: object) -> str | int | float | bool | None:
@@ -169,14 +181,22 @@ def _plain(value: object) -> str | int | float | bool | None:
 def _self_test(name: str) -> tuple[bool, str]:
     """Equal means of two groups of two, as the first kind of problem that the backend takes."""
     dense = DenseRows(torch.tensor([[[0.5, 0.5, -0.5, -0.5]]], dtype=torch.float64))
+    cells = CellRows(
+        torch.tensor([[[0.5, -0.5]]], dtype=torch.float64), torch.tensor([[0, 0, 1, 1]]),
+        torch.ones(1, 4, dtype=torch.float64),
+    )  # fmt: skip
     zero, one = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 4, dtype=torch.float64)
     scores = torch.tensor([[0.1, 0.3, 0.5, 0.7]], dtype=torch.float64)
     costs = torch.tensor([[-3.0, -2.0, 1.0, 4.0]], dtype=torch.float64)
     projected, cheapest = [[0.3, 0.5, 0.3, 0.5]], [[1.0, 0.0, 1.0, 0.0]]
     trials: list[tuple[str, QP | LP, list[list[float]]]] = []
-    for rows in (dense, dense.to_sparse()):
-        quadratic = QP(one, -scores, rows, zero, zero, 0.0, 1.0)
-        trials.append(("a quadratic program", quadratic, projected))
+    sparse = SparseRows.from_tensor(torch.diag(one[0]).to_sparse())
+    quadratics: tuple[torch.Tensor | SparseRows, ...] = (one, torch.diag_embed(one), sparse)
+    forms: tuple[Rows, ...] = (dense, dense.to_sparse(), cells)
+    for rows in forms:
+        for P in quadratics:
+            quadratic = QP(P, -scores, rows, zero, zero, 0.0, 1.0)
+            trials.append(("a quadratic program", quadratic, projected))
         trials.append(("a linear program", LP(costs, rows, zero, zero, 0.0, 1.0), cheapest))
     for kind, problem, expected in trials:
         started = time.perf_counter()
@@ -193,7 +213,7 @@ def _self_test(name: str) -> tuple[bool, str]:
             f"{'solved' if passed else 'WRONG on'} {kind}, error {deviation:.0e}, "
             f"{milliseconds:.0f} ms the first time"
         )
-    return False, "takes neither quadratic nor linear programs with dense or sparse rows"
+    return False, "takes neither quadratic nor linear programs on the CPU"
 
 
 def _environment_lines(diagnosis: Diagnosis) -> list[str]:
@@ -221,15 +241,16 @@ def _environment_lines(diagnosis: Diagnosis) -> list[str]:
 def _backend_lines(diagnosis: Diagnosis) -> list[str]:
     lines = []
     for report in diagnosis.backends:
-        if report.installed:
-            version = f" {report.version}" if report.version else ""
-            mark = "ok" if report.passed else "FAILED"
-            lines.append(f"backend {report.name!r}{version}: {mark}, {report.message}")
-            width = max((len(name) for name in report.capabilities), default=0)
-            for name, value in report.capabilities.items():
-                shown = ("no", "yes")[value] if isinstance(value, bool) else value
-                lines.append(f"    {name.replace('_', ' '):{width}}  {shown}")
-        else:
-            lines.append(f"backend {report.name!r}: not installed")
+        version = f" {report.version}" if report.version else ""
+        source = f" from {report.source}" if report.source else ""
+        if report.passed is None:
+            lines.append(f"backend {report.name!r}{source}: not installed")
             lines.append(f"    {report.message}")
-    return lines
+            continue
+        mark = "ok" if report.passed else "FAILED"
+        lines.append(f"backend {report.name!r}{source}{version}: {mark}, {report.message}")
+        width = max((len(name) for name in report.capabilities), default=0)
+        for name, value in report.capabilities.items():
+            shown = ("no", "yes")[value] if isinstance(value, bool) else value
+            lines.append(f"    {name.replace('_', ' '):{width}}  {shown}")
+    return lines + [f"FAULT: {fault}" for fault in diagnosis.faults]

@@ -81,7 +81,7 @@ LAYERS = [
     {"backends"},
     {"solve"},
     {"layer", "online", "agreement", "audit", "datasets", "sampler"},
-    {"demo", "doctor", "compare"},
+    {"demo", "doctor", "compare", "testing"},
     {"cli"},
 ]
 FAIRNESS = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from fairopt.backends._entry import Entry, built_in, entry_points
+from fairopt.backends._entry import Entry as Entry
+from fairopt.backends._entry import built_in, entry_points
 from fairopt.backends.base import Backend, Capabilities
 from fairopt.errors import BackendNotFoundError, FairoptError, ProblemError
 from fairopt.kkt import Adjoint

@@ -22,21 +22,15 @@ class Failing:
     """A batch, what is to be said of each problem, and which rows are in conflict.
 
     Attributes:
+        label: the batch in words.
         refusable: whether a backend may refuse such a P (it is singular) instead.
     """
 
-    name: str
+    label: str
     problem: Problem
     status: tuple[Status, ...]
     rows: tuple[int, ...] = ()
     refusable: bool = False
-
-    @property
-    def label(self) -> str:
-        """The batch in words."""
-        if isinstance(self.problem, LP):
-            return f"{self.name}, LP"
-        return f"{self.name}, P {type(self.problem.P).__name__} {tuple(self.problem.q.shape)}"
 
     @property
     def index(self) -> int:
@@ -144,7 +138,8 @@ def failing(
             return torch.tensor([pair[i] for i in order], dtype=torch.float64, device=device)
 
         A = torch.tensor([case.A] * len(order), dtype=torch.float64, device=device)
-        matrix = as_rows(A, next(turn))
+        kind = next(turn)
+        matrix = as_rows(A, kind)
         q = tensor(twice(case.linear))
         sides = [tensor(pair) for pair in (case.l, case.u, case.lb, case.ub)]
         problem: Problem
@@ -156,9 +151,9 @@ def failing(
             stack = torch.tensor([P[i] for i in order], dtype=torch.float64, device=device)
             problem = QP(as_quadratic(stack, form), q, matrix, *sides)
         told = tuple(status if i else Status.SOLVED for i in order)
-        name = f"{case.name}, {form or 'no'} P"
+        label = f"{case.name}, {f'{form} P' if form else 'LP'}, {kind} rows"
         refusable = status is Status.UNBOUNDED and form is not None
-        found.append(Failing(name, problem, told, case.rows, refusable))
+        found.append(Failing(label, problem, told, case.rows, refusable))
 
     forms: list[str | None] = [*sorted(quadratic), *([None] if linear else [])]
     for form in forms if rows else ():
