@@ -112,10 +112,19 @@ def bound_sides(problem: QP, solution: Solution, d: Tensor) -> Tensor:
 
 
 def metric(problem: Problem) -> Tensor:
-    """The diagonal of P, ``(B, n)``, float64, 1 where it is zero and for an LP."""
-    if isinstance(problem, LP):
-        return torch.ones_like(problem.c[:1, :1], dtype=torch.float64).expand_as(problem.c)
-    return problem.diagonal()
+    """The diagonal of P, ``(B, n)``, float64, 1 where it is zero.
+
+    For an LP one number per problem: the largest cost over the median distance of finite sides and
+    bounds from zero, so that a cost and a slack can be compared whatever the units of c and x.
+    """
+    if isinstance(problem, QP):
+        return problem.diagonal()
+    lengths = problem.rows.norms(torch.ones_like(problem.c, dtype=torch.float64))
+    sides = [problem.l / lengths, problem.u / lengths, problem.lb, problem.ub]
+    distance = torch.cat([side.double().abs() for side in sides], -1)
+    there = torch.isfinite(distance) & (distance > 0)
+    d = problem.c.abs().amax(-1) / torch.where(there, distance, torch.nan).nanmedian(-1).values
+    return torch.where(d > 0, d, 1.0).unsqueeze(-1).expand(problem.c.shape)  # NaN is not
 
 
 def least_norm(N: Tensor, c: Tensor, e: Tensor | None = None) -> Tensor:

@@ -252,7 +252,7 @@ class Refinement:
         w, change = -gradient(self.problem, p.x, p.y), -rows.transpose_apply(t)
         sinks = held & (w * change < 0) & (self.lb < self.ub)
         bound_end = torch.where(sinks, -w / change, torch.inf)
-        end = torch.minimum(row_end.amin(-1), bound_end.amin(-1))
+        end = torch.cat([row_end, bound_end], -1).amin(-1)  # there may be no rows
         moved = torch.isfinite(end) & (end > 0)
         # A little further than the end, or rounding may stop short of it.
         alpha = torch.where(moved, (1 + 1e-6) * end, 0.0)
