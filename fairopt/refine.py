@@ -22,7 +22,7 @@ It is zero at solutions and nowhere else. Where its clip acts, a row or bound is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from fairopt.kkt import Reduced, least_norm, metric, solve_reduced
 from fairopt.problem import LP, Problem
 from fairopt.solution import TINY, Solution, Status, gradient
 
-__all__ = ["finish", "proves_infeasible", "refine", "sharpen_proof"]
+__all__ = ["Point", "finish", "proves_infeasible", "refine", "refined", "sharpen_proof"]
 
 ROUNDS = 10
 EXACT = 1e-15  # relative to the size of the terms: nothing is left to correct
@@ -59,10 +59,21 @@ def refine(
         x within the bounds and y, float64, on the same device. Each problem of the batch keeps the
         better of the given point and those found.
     """
+    found = refined(problem, x, row_dual, reduced)
+    return found.x, found.y
+
+
+def refined(
+    problem: Problem, x: Tensor, row_dual: Tensor, reduced: Reduced = solve_reduced
+) -> Point:
+    """``refine``, with the active set and the error of what it found."""
     work = Refinement(problem, reduced)
     best = now = work.point(work.clip(finite(x)), finite(row_dual))
     for _ in range(ROUNDS + row_dual.shape[-1]):
         new = work.point(*work.step(now))
+        if bool((new.error <= EXACT).all()):  # as a rule, after one step
+            best = new
+            break
         best = best.or_better(new)
         same = (new.row_side == now.row_side).all(-1) & (new.bound_side == now.bound_side).all(-1)
         settled = same & ~(new.error < 0.5 * now.error)
@@ -74,7 +85,7 @@ def refine(
         if bool((settled | ~open_).all()):
             break
         now = new
-    return best.x, torch.where(best.weak, 0.0, best.y)
+    return replace(best, y=torch.where(best.weak, 0.0, best.y))
 
 
 def finish(
@@ -88,6 +99,7 @@ def finish(
     seconds: float = 0.0,
     context: Any = None,
     reduced: Reduced = solve_reduced,
+    point: Point | None = None,
 ) -> Solution:
     """The ``Solution`` of a backend: refined, in the dtype of q or c, rounded inside the bounds.
 
@@ -96,9 +108,11 @@ def finish(
         status: one per problem, all ``SOLVED`` if left out. A problem with another status keeps
             its x, clipped, and its multipliers, which may be a proof.
         backend, iterations, seconds, context: as in ``Solution``.
+        point: ``refined(problem, x, row_dual, reduced)``, where that is known already.
     """
     status = status or (Status.SOLVED,) * len(x)
-    exact, y = refine(problem, x, row_dual, reduced)
+    point = point or refined(problem, x, row_dual, reduced)
+    exact, y = point.x, point.y
     failed = [b for b, one in enumerate(status) if one is not Status.SOLVED]
     if failed:
         where = torch.tensor(failed, device=x.device)
@@ -171,7 +185,7 @@ class Refinement:
         self.reduced = reduced
         self.l, self.u = problem.l.double(), problem.u.double()
         self.lb, self.ub = problem.lb.double(), problem.ub.double()
-        self.meet = self.l == self.u
+        self.meet, self.fixed = self.l == self.u, self.lb == self.ub
         self.d = metric(problem)
         self.linear = (problem.c if isinstance(problem, LP) else problem.q).double()
         self.row_metric = problem.rows.norms(1 / self.d).square()
@@ -189,7 +203,8 @@ class Refinement:
             torch.zeros_like(x) if isinstance(self.problem, LP) else self.problem.apply_quadratic(x)
         )
         goal = x - (Px + self.linear + Aty) / self.d
-        bound_side = (goal > self.ub).to(torch.int8) - (goal < self.lb).to(torch.int8)
+        above = (goal > self.ub) | self.fixed
+        bound_side = above.to(torch.int8) - ((goal < self.lb) & ~above).to(torch.int8)
         size = (Px.abs() + self.linear.abs() + Aty.abs()).amax(-1) + TINY
         error = (self.d * (x - self.clip(goal)).abs()).amax(-1) / size
         if not y.shape[-1]:
@@ -250,7 +265,7 @@ class Refinement:
         sinks = (p.y * t < 0) & ~self.meet
         row_end = torch.where(sinks, -p.y / t, torch.inf)
         w, change = -gradient(self.problem, p.x, p.y), -rows.transpose_apply(t)
-        sinks = held & (w * change < 0) & (self.lb < self.ub)
+        sinks = held & (w * change < 0) & ~self.fixed
         bound_end = torch.where(sinks, -w / change, torch.inf)
         end = torch.cat([row_end, bound_end], -1).amin(-1)  # there may be no rows
         moved = torch.isfinite(end) & (end > 0)

@@ -154,12 +154,16 @@ def gradient(problem: Problem, x: Tensor, row_dual: Tensor) -> Tensor:
 def row_excess(rows: Rows, l: Tensor, u: Tensor, x: Tensor) -> Tensor:
     """Violation of each row over its scale, sum_i |A_ri| max_j |x_j| + |side|: ``(B, m)``."""
     x = x.double()
-    value = rows.apply(x)
-    scale = rows.absolute().apply(x.abs().amax(-1, keepdim=True).expand_as(x))
+    return excess(rows.apply(x), rows.absolute(), l, u, x)
+
+
+def excess(value: Tensor, absolute: Rows, l: Tensor, u: Tensor, x: Tensor) -> Tensor:
+    """``row_excess`` from A x and |A|."""
+    scale = absolute.apply(x.abs().amax(-1, keepdim=True).expand_as(x))
     above, below = value - u.double(), l.double() - value
     side = torch.where(above > below, u.double(), l.double()).abs()
-    excess = torch.maximum(above, below).clamp(min=0)
-    return torch.where(excess <= 0, 0.0, excess / (scale + side + TINY))  # NaN stays NaN
+    worst = torch.maximum(above, below).clamp(min=0)
+    return torch.where(worst <= 0, 0.0, worst / (scale + side + TINY))  # NaN stays NaN
 
 
 def residuals(problem: Problem, x: Tensor, row_dual: Tensor, bound_dual: Tensor) -> Residuals:
@@ -177,16 +181,13 @@ def residuals(problem: Problem, x: Tensor, row_dual: Tensor, bound_dual: Tensor)
     linear = problem.c if isinstance(problem, LP) else problem.q
     Px = torch.zeros_like(x) if isinstance(problem, LP) else problem.apply_quadratic(x)
 
-    gap = gradient(problem, x, y) + w
-    magnitude = (
-        Px.abs()
-        + linear.double().abs()
-        + problem.rows.absolute().transpose_apply(y.abs())
-        + w.abs()
-    )
+    value, absolute = problem.rows.apply(x), problem.rows.absolute()
+    linear = linear.double()
+    gap = Px + linear + problem.rows.transpose_apply(y) + w
+    magnitude = Px.abs() + linear.abs() + absolute.transpose_apply(y.abs()) + w.abs()
     stationarity = ratio(gap.abs().amax(-1), magnitude.amax(-1))
 
-    primal = row_excess(problem.rows, l, u, x)
+    primal = excess(value, absolute, l, u, x)
     primal = primal.amax(-1) if primal.shape[-1] else x.new_zeros(len(x))
     outside = ((x < lb) | (x > ub)).any(-1)
     primal = torch.where(outside, torch.inf, primal)
@@ -198,13 +199,12 @@ def residuals(problem: Problem, x: Tensor, row_dual: Tensor, bound_dual: Tensor)
         ratio(bound_wrong.amax(-1), top(w)),
     )
 
-    value = problem.rows.apply(x)
     slack = (y.abs() * distance(value, y, l, u)).sum(-1) + (w.abs() * distance(x, w, lb, ub)).sum(
         -1
     )
     size = (
         (x * Px).abs().sum(-1)
-        + (linear.double() * x).abs().sum(-1)
+        + (linear * x).abs().sum(-1)
         + (y * value).abs().sum(-1)
         + (w * x).abs().sum(-1)
         + unconstrained_size(problem)

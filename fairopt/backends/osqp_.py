@@ -28,9 +28,9 @@ from fairopt.backends._threads import in_parallel
 from fairopt.backends._workspaces import Workspaces
 from fairopt.backends.base import Backend, Capabilities
 from fairopt.errors import ProblemError
-from fairopt.kkt import Adjoint, Reduced, adjoint, is_definite_diagonal, solve_reduced
+from fairopt.kkt import Adjoint, Reduced, is_definite_diagonal, solve_reduced
 from fairopt.problem import QP, Problem, SparseRows
-from fairopt.refine import finish, proves_infeasible, sharpen_proof
+from fairopt.refine import finish, proves_infeasible, refined, sharpen_proof
 from fairopt.solution import ROW_PRECISION, Solution, Status
 
 __all__ = ["OSQP"]
@@ -57,6 +57,15 @@ class Answer:
     y: Array
     status: Status
     iterations: int
+
+
+@dataclass
+class End:
+    """What refinement ended with: W and F of ``fairopt.kkt`` as masks, and who is exact."""
+
+    active: Tensor
+    free: Tensor
+    exact: list[bool]
 
 
 class OSQP(Backend):
@@ -107,7 +116,7 @@ class OSQP(Backend):
         solution = self.finished(problem, answers)
         again = [
             b
-            for b, good in enumerate(exact(solution))
+            for b, good in enumerate(solution.context.exact)
             if not good and answers[b].status is Status.SOLVED
         ]
         if again:
@@ -119,8 +128,14 @@ class OSQP(Backend):
         return replace(solution, seconds=time.perf_counter() - begun)
 
     def vjp(self, problem: QP, solution: Solution, grad_x: Tensor) -> Adjoint:
-        """The shared rule, with a sparse factorisation where P or the rows are sparse."""
-        return adjoint(problem, solution, grad_x, reduced(problem))
+        """The shared rule for the active set that refinement ended with.
+
+        Where P or the rows are sparse, by a sparse factorisation.
+        """
+        end: End = solution.context
+        return Adjoint(
+            *reduced(problem)(problem, end.active, end.free, problem.diagonal(), -grad_x.double())
+        )
 
     def several(self, standard: Standard, which: Sequence[int], eps: float) -> list[Answer]:
         """Some problems of the batch, side by side."""
@@ -174,21 +189,19 @@ class OSQP(Backend):
         status = tuple(answer.status for answer in answers)
         if Status.INFEASIBLE in status:
             y, status = proven(problem, y, status)
-        solution = finish(
-            problem, x, y, backend=self.name,
+        solver = reduced(problem)
+        point = refined(problem, x, y, solver)
+        exact = (point.error <= ROW_PRECISION[torch.float64]).tolist()
+        return finish(
+            problem, x, y, backend=self.name, point=point,
             # What ran into the limit may be near enough to be refined: then it is solved.
-            status=tuple(Status.SOLVED if s is Status.STALLED else s for s in status),
-            iterations=tuple(answer.iterations for answer in answers), reduced=reduced(problem),
-        )  # fmt: skip
-        if Status.STALLED not in status:
-            return solution
-        return replace(
-            solution,
             status=tuple(
                 Status.SOLVED if s is Status.STALLED and good else s
-                for s, good in zip(status, exact(solution), strict=True)
+                for s, good in zip(status, exact, strict=True)
             ),
-        )
+            iterations=tuple(answer.iterations for answer in answers),
+            context=End(point.row_side != 0, point.bound_side == 0, exact),
+        )  # fmt: skip
 
 
 class Workspace:
@@ -215,13 +228,6 @@ class Workspace:
 
     def solve(self) -> Any:
         return self.solver.solve(raise_error=False)
-
-
-def exact(solution: Solution) -> list[bool]:
-    """Which problems are solved to the precision that rows are promised."""
-    found = torch.stack(tuple(vars(solution.residuals).values())).amax(0)
-    good: list[bool] = (found <= ROW_PRECISION[solution.x.dtype]).tolist()
-    return good
 
 
 def without_objective(form: Scaled) -> Scaled:
