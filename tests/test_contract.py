@@ -5,11 +5,15 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
+import re
+import subprocess
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -25,6 +29,7 @@ from fairopt.testing.contract import CASES
 from fairopt.testing.failing import failing, proves_infeasible
 from fairopt.testing.known import Recipe, draw, recipes
 
+ROOT = Path(__file__).resolve().parent.parent
 ALL = (frozenset({"dense", "diagonal", "sparse"}), True, frozenset({"cells", "dense", "sparse"}))
 
 # One class for every backend that is registered, so that a new one is here on its first day. What
@@ -480,3 +485,25 @@ def test_a_class_that_names_no_backend_is_told(capfd: pytest.CaptureFixture[str]
     kind = type("Forgotten", (BackendContract,), {"backend": Right})  # the class, not an object
     with pytest.raises(pytest.fail.Exception, match=r"Forgotten.backend: expected a Backend"):
         kind.solver()
+
+
+# ---------------------------------------------------------------------------------------------
+# The page that explains it
+# ---------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_documentation_passes(tmp_path: Path) -> None:
+    """As a reader has it: the page's blocks in one file, given to pytest."""
+    pytest.importorskip("scipy", reason="the example's solver is SciPy's")
+    page = (ROOT / "docs" / "adding-a-backend.md").read_text("utf-8")
+    code = "".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    assert "(BackendContract):" in code
+    (tmp_path / "test_page.py").write_text(code, "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull,
+         "--rootdir", ".", "test_page.py"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert int(done.stdout.strip().splitlines()[-1].split(" passed")[0].split()[-1]) > 100

@@ -322,7 +322,7 @@ class BackendContract:
                 precise(solution, b)
             elif status is Status.INFEASIBLE:
                 expect(
-                    proves_infeasible(failure.problem, b, solution.row_dual.cpu()),
+                    proves_infeasible(failure.problem, b, solution.row_dual),
                     f"problem {b} is infeasible and its row_dual is no proof of that: expected y "
                     "with y.(A x) above the sum of y_r times the side that y_r pushes to (u where "
                     "y_r > 0, l where y_r < 0) for every x within the bounds, got "

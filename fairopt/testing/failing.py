@@ -177,9 +177,10 @@ def proves_infeasible(problem: Problem, b: int, y: Tensor) -> bool:
     Every x within the bounds has y.(A x) above the sum of y_r times the side that y_r pushes to:
     the smallest value of (A^T y).x over the bounds exceeds that sum.
     """
-    A = problem.rows.to_dense().matrix[b].double()
-    y = y[b].double()
-    l, u, lb, ub = (t[b].double() for t in (problem.l, problem.u, problem.lb, problem.ub))
+    A, y, l, u, lb, ub = (
+        t[b].cpu().double()
+        for t in (problem.rows.to_dense().matrix, y, problem.l, problem.u, problem.lb, problem.ub)
+    )
     side = torch.where(y > 0, u, l)
     side = torch.where(y == 0, 0.0, side)
     z = A.mT @ y
