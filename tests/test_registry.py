@@ -100,7 +100,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def python(site: Path, *arguments: str, cwd: Path | None = None) -> str:
     """What a fresh process prints that has the folder, and fairopt, on its path."""
-    path = os.pathsep.join([str(site), str(ROOT)])
+    path = os.pathsep.join([str(site), str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, *arguments],
         capture_output=True, text=True, timeout=300, cwd=cwd or site,
