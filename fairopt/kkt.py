@@ -46,6 +46,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fairopt.lu import lu_factor
 from fairopt.problem import LP, QP, Problem, SparseRows, compact
 from fairopt.solution import Solution
 
@@ -250,7 +251,7 @@ def solve_dense(
     low = scale.new_zeros(scale.shape) if row_right is None else row_right * scale
     b = torch.cat([right * root, low], -1).unsqueeze(-1)
 
-    factors, order, _ = torch.linalg.lu_factor_ex(K)
+    factors, order = lu_factor(K)
     pivots = factors.diagonal(dim1=-2, dim2=-1).abs()
     regular = pivots.amin(-1) > RANK * pivots.amax(-1)
     z = torch.linalg.lu_solve(factors, order, b)

@@ -66,15 +66,16 @@ def proof(problem: Problem, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     Where the rows that push hardest already conflict among themselves, they are the proof: in the
     least-squares solution others give way a little with them.
     """
-    share = y.abs()
-    if not y.shape[-1]:
-        return proves_infeasible(problem, y), y
-    top = share.amax(-1, keepdim=True)
-    best = sharpen_proof(problem, y * scale)
+    best, share = y * scale, y.abs()
     proven = proves_infeasible(problem, best)
-    for cut in LEADING:
+    if not y.shape[-1]:
+        return proven, best
+    top = share.amax(-1, keepdim=True)
+    for cut in (0.0, *LEADING):
         few = sharpen_proof(problem, torch.where(share >= cut * top, y * scale, 0.0))
-        best = torch.where(proves_infeasible(problem, few).unsqueeze(-1), few, best)
+        better = proves_infeasible(problem, few)
+        best = torch.where(better.unsqueeze(-1), few, best)
+        proven = proven | better
     return proven, best
 
 

@@ -213,8 +213,8 @@ class Standard:
         under = torch.where(s == 0, torch.inf, (x0 - lb) / reach)
         pairs = zip((upper, lower, over, under), sides.one_sided, strict=True)
         h = torch.cat([slack[:, index] for slack, index in pairs], -1)
-        rows, unit = scaled * self.scale.unsqueeze(-1), eye / width.unsqueeze(-1)
-        pairs = zip((rows, -rows, unit, -unit), sides.one_sided, strict=True)
+        rows, axes = scaled * self.scale.unsqueeze(-1), eye / width.unsqueeze(-1)
+        pairs = zip((rows, -rows, axes, -axes), sides.one_sided, strict=True)
         G = torch.cat([side[:, index] for side, index in pairs], -2)
 
         e = torch.where(equal, (u - value) * self.scale, 0.0)[:, sides.equal]
@@ -223,8 +223,9 @@ class Standard:
         distance = torch.linalg.vector_norm(e, dim=-1, keepdim=True)
         if h.shape[-1]:
             distance = torch.maximum(distance, -h.amin(-1, keepdim=True))
-        self.t = torch.where(distance > 0, distance, 1.0)
-        self.h, self.e = (h / self.t).clamp(max=FAR), e / self.t
+        self.t = distance  # where it is zero, z0 is the solution, whatever z comes back
+        unit = torch.where(distance > 0, distance, 1.0)
+        self.h, self.e = (h / unit).clamp(max=FAR), e / unit
         self.K, self.G, self.E = self.with_stand_ins(K, G, E)
 
     def independent(self, whole: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:

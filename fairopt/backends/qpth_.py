@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fairopt.backends._proofs import elastic, proof, recedes, recession
 from fairopt.backends._standard import (
+    DEFINITE,
     NONCONVEX,
     SINGULAR,
     Standard,
@@ -38,20 +39,27 @@ from fairopt.backends._standard import (
 )
 from fairopt.backends.base import Backend, Capabilities
 from fairopt.errors import ProblemError
+from fairopt.lu import lu_factor
 from fairopt.problem import LP, Problem
 from fairopt.refine import finish, refine
 from fairopt.solution import ROW_PRECISION, Solution, Status, row_excess
 
 __all__ = ["QPTH"]
 
-# Our residuals of optimality: what an attempt aims at, and what counts as solved in the end.
-AIM = {torch.float64: 1e-9, torch.float32: 1e-4}
-ENOUGH = {torch.float64: 1e-6, torch.float32: 1e-4}
-# The weight of the proximal term, relative to the curvature, in each attempt. Smaller ones move
-# further, but are worse conditioned. The first attempt at a definite P needs none.
-PROXIMAL = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
-# A point is worth starting from if its residuals are below this.
-NEAR = 1e-2
+# Our residuals of optimality (stationarity, dual sign, complementarity): what an attempt aims at,
+# and what counts as solved in the end. Exact points leave about 1e-16. Complementarity is relative
+# to the whole objective, beside which what narrow bounds decide is small.
+AIM = {torch.float64: (1e-10, 1e-10, 1e-13), torch.float32: (1e-5, 1e-5, 1e-6)}
+ENOUGH = {torch.float64: (1e-9, 1e-9, 1e-11), torch.float32: (1e-4, 1e-4, 1e-4)}
+# The weight of the proximal term, relative to the curvature, in each attempt. A singular P needs
+# one: the smaller, the further it moves and the worse its condition. For a definite P, with the
+# minimum without constraints perhaps very far from narrow bounds, a large one sees what is near.
+PROXIMAL = {
+    SINGULAR: (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e2, 1e4),
+    DEFINITE: (0.0, 1e2, 1e4, 1e6, 1e8, 1e3, 1e5),
+}
+ATTEMPTS = 7
+NEAR = 1e-1  # of a row's scale: a point that violates rows by less is worth starting from
 FEASIBLE = 1e-9  # of a row's scale: there is a point that satisfies it
 PROVE_AT = 2  # the attempt before which what is not solved is tested for having no solution
 
@@ -94,7 +102,7 @@ class QPTH(Backend):
         kind = curvature(dense, torch.finfo(dtype).eps)
         x, y = self.attempt(dense, kind, torch.zeros_like(dense.lb), 0)
         solution = finish(problem, x, y, backend=self.name)
-        good = optimal(solution, AIM[dtype]) & (kind != NONCONVEX)
+        good = (shortfall(solution, AIM) <= 1) & (kind != NONCONVEX)
         if not all(good.tolist()):
             solution = self.rescue(solution, good, dense, kind)
         return replace(solution, seconds=time.perf_counter() - begun)
@@ -112,10 +120,10 @@ class QPTH(Backend):
         open_ = [b for b, ok in enumerate(good.tolist()) if not ok and status[b] is Status.SOLVED]
         work = Pursuit(self, problem, kind, first.x.double(), first.row_dual, open_)
         work.run(range(1, PROVE_AT))
-        for b, (found, proof) in self.reasons(work).items():
-            status[b] = found
-            work.close(b, proof)
-        work.run(range(PROVE_AT, len(PROXIMAL)))
+        for b, (reason, y) in self.reasons(work).items():
+            status[b] = reason
+            work.close(b, y)
+        work.run(range(PROVE_AT, ATTEMPTS))
 
         last = finish(first.problem, work.x, work.y, backend=self.name, status=tuple(status))
         keep = good.unsqueeze(-1)
@@ -124,7 +132,7 @@ class QPTH(Backend):
             x=torch.where(keep, first.x, last.x),
             row_dual=torch.where(keep, first.row_dual, last.row_dual),
         )
-        fine = optimal(last, ENOUGH[last.x.dtype]).tolist()
+        fine = (shortfall(last, ENOUGH) <= 1).tolist()
         ends = (
             Status.STALLED if was is Status.SOLVED and not ok else was
             for was, ok in zip(status, fine, strict=True)
@@ -145,7 +153,7 @@ class QPTH(Backend):
             return proven | feasible(rows, x[:, :n])
 
         search = Pursuit.afresh(self, spread)
-        search.run(range(len(PROXIMAL)), settled)
+        search.run(range(ATTEMPTS), settled)
         none, y = proof(part, search.y, scale)
         there = feasible(part, search.x[:, :n])
 
@@ -174,25 +182,24 @@ class QPTH(Backend):
             center: ``(B, n)``, of the proximal term.
             count: of attempts before this one.
         """
-        weight = (
-            torch.where(kind == SINGULAR, PROXIMAL[0], 0.0)
-            if not count
-            else (torch.full_like(center[:, 0], PROXIMAL[count]))
-        )
-        form = Standard(problem, kind, weight.double(), center)
+        singular, definite = PROXIMAL[SINGULAR][count], PROXIMAL[DEFINITE][count]
+        weight = torch.where(kind == SINGULAR, singular, definite).to(center.dtype)
+        form = Standard(problem, kind, weight, center)
         if not form.G.shape[-2]:
             z, nu = form.without_inequalities()
             return form.recover(z, form.h, nu)
         E, e = (form.E, form.e) if form.e.shape[-1] else (form.e.new_zeros(0),) * 2
         with alone:
             solver = load()
-            z, nu, lam, _ = solver.forward(
+            z, nu, lam, slack = solver.forward(
                 form.K, torch.zeros_like(form.K[..., 0]), form.G, form.h, E, e,
                 *solver.pre_factor_kkt(form.K, form.G, E),
                 eps=self.eps, verbose=-1, notImprovedLim=self.not_improved_limit,
                 maxIter=self.max_iter,
             )  # fmt: skip
             vars(solver)["factor_kkt_eye"] = None  # of shape (B, i, i); qpth would keep it
+        # What is active is best seen here, in units of how far this attempt had to go.
+        lam = torch.where(lam > slack, lam, 0.0)
         return form.recover(z, lam, form.e if nu is None else nu)
 
 
@@ -241,7 +248,7 @@ class Pursuit:
             where, part = self.part()
             old_x, old_y = self.x[where], self.y[where]
             before = error(part, old_x, old_y)
-            near = (before < NEAR).unsqueeze(-1)
+            near = (row_excess(part.rows, part.l, part.u, old_x) <= NEAR).all(-1, keepdim=True)
             center = torch.where(near, old_x, 0.0)
             x, y = self.backend.attempt(part, self.kind[where], center, count)
             x, y = refine(part, x, y)
@@ -249,7 +256,7 @@ class Pursuit:
             better = (after < before).unsqueeze(-1)
             x, y = torch.where(better, x, old_x), torch.where(better, y, old_y)
             self.x, self.y = self.x.index_copy(0, where, x), self.y.index_copy(0, where, y)
-            done = torch.minimum(after, before) <= AIM[torch.float64]
+            done = torch.minimum(after, before) <= 1
             if settled is not None:
                 done = done | settled(where, x, y)
             self.open = [b for b, ok in zip(self.open, done.tolist(), strict=True) if not ok]
@@ -262,12 +269,8 @@ class Pursuit:
 
 
 def error(problem: Problem, x: Tensor, y: Tensor) -> Tensor:
-    """The worst of our residuals, ``(B,)``, that of the rows in units in which all ask the same."""
-    solution = Solution(problem=problem, x=x, row_dual=y, status=(), backend="")
-    found = solution.residuals
-    rows = found.primal * (AIM[torch.float64] / ROW_PRECISION[torch.float64])
-    worst = torch.stack([rows, found.stationarity, found.dual_sign, found.complementarity]).amax(0)
-    return torch.nan_to_num(worst, nan=torch.inf)
+    """The worst of our residuals in units of what is aimed at, ``(B,)``."""
+    return shortfall(Solution(problem=problem, x=x, row_dual=y, status=(), backend=""), AIM)
 
 
 def feasible(problem: Problem, x: Tensor) -> Tensor:
@@ -275,11 +278,16 @@ def feasible(problem: Problem, x: Tensor) -> Tensor:
     return (row_excess(problem.rows, problem.l, problem.u, x) <= FEASIBLE).all(-1)
 
 
-def optimal(solution: Solution, limit: float) -> Tensor:
-    """Whether our residuals accept each problem of a solution: ``(B,)``, bool."""
-    found = solution.residuals
-    rest = torch.stack([found.stationarity, found.dual_sign, found.complementarity])
-    return (found.primal <= ROW_PRECISION[solution.x.dtype]) & (rest <= limit).all(0)
+def shortfall(solution: Solution, limits: dict[torch.dtype, tuple[float, ...]]) -> Tensor:
+    """The worst of our residuals in units of these limits and of the promised precision: ``(B,)``.
+
+    Above 1, the problem is not solved to these limits; NaN counts as infinite.
+    """
+    found, dtype = solution.residuals, solution.x.dtype
+    optimality = (found.stationarity, found.dual_sign, found.complementarity)
+    parts = [found.primal / ROW_PRECISION[dtype]]
+    parts += [one / limit for one, limit in zip(optimality, limits[dtype], strict=True)]
+    return torch.nan_to_num(torch.stack(parts).amax(0), nan=torch.inf)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -336,7 +344,7 @@ def factor(matrix: Tensor) -> tuple[Tensor, Tensor]:
     In the place of one that raises if any matrix of the batch is singular, and loses the others.
     """
     pivot = not matrix.is_cuda
-    data, pivots, _ = torch.linalg.lu_factor_ex(matrix, pivot=pivot)
+    data, pivots = lu_factor(matrix, pivot=pivot)
     if not pivot:
         natural = torch.arange(1, matrix.shape[-1] + 1, dtype=torch.int32, device=matrix.device)
         pivots = natural.expand(matrix.shape[:-1]).contiguous()
