@@ -19,7 +19,7 @@ from fairopt.formulate import (
     formulate,
 )
 from fairopt.solution import Solution
-from fairopt.solve import solve
+from fairopt.solve import solve_detached
 
 __all__ = ["FairnessLayer", "project"]
 
@@ -131,6 +131,8 @@ def fair_predictions(
         constraints, scores, groups, targets, bounds=bounds, weights=weights,
         missing_group=missing_group, group_counts=group_counts,
     )  # fmt: skip
-    solution = solve(problem, backend=backend)
-    x = solution.x.to(scores.dtype)
-    return x.reshape(scores.shape), solution.with_x(x.detach())
+    x, solution = solve_detached(problem, backend, shape=scores.shape)
+    if x.dtype == scores.dtype:
+        return x, solution
+    x = x.to(scores.dtype)
+    return x, solution.with_x(x.detach().view(solution.x.shape))
