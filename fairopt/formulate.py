@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from types import ModuleType, NoneType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -89,10 +89,37 @@ def formulate(
     Raises:
         ProblemError: an argument is outside what is said above.
     """
+    problem, center = formulate_around(
+        constraints, scores, groups, targets, bounds=bounds, weights=weights,
+        missing_group=missing_group, group_counts=group_counts,
+    )  # fmt: skip
+    if center is None or not center.requires_grad:
+        return problem
+    return trusted(QP, **{**problem.__dict__, "q": -center.view(problem.q.shape)})
+
+
+def formulate_around(
+    constraints: Constraint | Sequence[Constraint],
+    scores: Tensor,
+    groups: Groups,
+    targets: Tensor | None,
+    *,
+    bounds: Bounds,
+    weights: Tensor | None,
+    missing_group: MissingGroup,
+    group_counts: GroupCounts,
+) -> tuple[QP, Tensor | None]:
+    """The same; without weights q = -center, where only the center has a history.
+
+    ``solve`` then pulls gradients back to the center itself, which spares a small layer three
+    steps of autograd and a large one the memory of two negations.
+    """
     constraints = as_constraints(constraints)
     if missing_group not in ("skip", "raise"):
         raise ProblemError(f"missing_group: expected 'skip' or 'raise', got {missing_group!r}")
-    flat = flat_scores(scores)
+    center = wide(scores)
+    flat = as_batch(center.detach())
+    check_finite(scores, flat)
     batch, n = flat.shape
     attributes = group_codes(groups, scores, flat)
     recipes, used = plan(constraints, tuple(attributes))
@@ -131,8 +158,10 @@ def formulate(
                 weight=template.weight,
             ),
         }
-        return trusted(QP, **fields)
+        return trusted(QP, **fields), center
 
+    if weights is not None:
+        flat = as_batch(center)  # with its history
     weight, P, linear = objective(flat, weights)
     mass = cells.mass(weight, batch if weight is not None else len(cells.index))
     names, skipped, coefficient, l, u = write_rows(constraints, rows, mass, missing_group)
@@ -150,10 +179,11 @@ def formulate(
         l, u = l + shift, u + shift
     lower, upper = inward_bounds(sides, scores, flat)
     weight_rows = flat.new_ones(()) if weight is None else weight
-    return put_together(
+    problem = put_together(
         P, linear, coefficient, cells.index, weight_rows, l, u, lower, upper, names,
         only_one(rows) + skipped,
     )  # fmt: skip
+    return problem, None if weights is not None else center
 
 
 def put_together(
@@ -251,8 +281,8 @@ def as_constraints(constraints: Constraint | Sequence[Constraint]) -> tuple[Cons
     return listed
 
 
-def flat_scores(scores: Tensor) -> Tensor:
-    """Scores as ``(B, n)`` in float32 or float64, checked."""
+def wide(scores: Tensor) -> Tensor:
+    """Scores in float32 or float64, of a shape that they may have."""
     if not isinstance(scores, Tensor):
         raise ProblemError(f"scores: expected a tensor, got {type(scores).__name__}")
     if scores.dtype not in SCORES:
@@ -266,23 +296,28 @@ def flat_scores(scores: Tensor) -> Tensor:
             f"scores: expected at least one sample, got shape {shape_of(scores)}; skip "
             "empty batches"
         )
-    flat = scores.squeeze(1) if scores.dim() == 2 and scores.shape[1] == 1 else scores
-    flat = flat.unsqueeze(0) if flat.dim() == 1 else flat
-    if flat.dtype in (torch.float16, torch.bfloat16):
-        flat = flat.float()
-    plain = flat.detach()
-    if not (scan().finite(plain.numpy()) if is_small(plain) else all_finite(plain)):
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+
+
+def as_batch(scores: Tensor) -> Tensor:
+    """``(n,)`` and ``(n, 1)`` as ``(1, n)``; ``(B, n)`` as it is."""
+    if scores.dim() == 1:
+        return scores.unsqueeze(0)
+    return scores.mT if scores.shape[1] == 1 else scores
+
+
+def check_finite(scores: Tensor, flat: Tensor) -> None:
+    if not (scan().finite(flat.numpy()) if is_small(flat) else all_finite(flat)):
         bad = (~torch.isfinite(scores.detach())).nonzero()
         raise ProblemError(
             f"scores: expected finite values, got {len(bad)} NaN or infinite ones, first at index "
             f"{tuple(bad[0].tolist())}; look for a diverged model or a log of zero"
         )
-    return flat
 
 
 def is_small(tensor: Tensor) -> bool:
     """Whether ``fairopt.scan`` takes it."""
-    return tensor.numel() <= SMALL and tensor.device.type == "cpu" and tensor.is_contiguous()
+    return tensor.is_cpu and tensor.numel() <= SMALL and tensor.is_contiguous()
 
 
 @lru_cache(maxsize=1)
@@ -315,7 +350,8 @@ def fit(name: str, tensor: object, scores: Tensor, flat: Tensor) -> Tensor:
 
 def group_codes(groups: Groups, scores: Tensor, flat: Tensor) -> dict[str, Tensor]:
     """Each attribute's codes as integers ``(1, n)`` or ``(B, n)``."""
-    named = groups if isinstance(groups, Mapping) else {"group": groups}
+    bare = isinstance(groups, Tensor) or not isinstance(groups, Mapping)  # the cheap test first
+    named: Any = {"group": groups} if bare else groups
     if not named:
         raise ProblemError("groups: expected at least one attribute, got an empty mapping")
     if not all(isinstance(name, str) for name in named):
@@ -324,7 +360,7 @@ def group_codes(groups: Groups, scores: Tensor, flat: Tensor) -> dict[str, Tenso
         )
     found = {}
     for name, tensor in named.items():
-        label = f"groups[{name!r}]" if isinstance(groups, Mapping) else "groups"
+        label = "groups" if bare else f"groups[{name!r}]"
         codes = fit(label, tensor, scores, flat)
         if codes.dtype not in INTEGERS:
             raise ProblemError(
@@ -339,15 +375,14 @@ def counted(
     group_counts: GroupCounts, groups: Groups, used: tuple[str, ...]
 ) -> dict[str, int] | None:
     """The declared number of groups of each attribute in use; ``None`` if none is declared."""
-    boolean = {
-        name: 2
-        for name in used
-        if (groups[name] if isinstance(groups, Mapping) else groups).dtype == torch.bool
-    }
+    if isinstance(groups, Tensor):
+        boolean = {"group": 2} if groups.dtype == torch.bool and used else {}
+    else:
+        boolean = {name: 2 for name in used if groups[name].dtype == torch.bool}
     if group_counts is None:
         return boolean or None
     named = group_counts if isinstance(group_counts, Mapping) else dict.fromkeys(used, group_counts)
-    known = tuple(groups) if isinstance(groups, Mapping) else ("group",)
+    known = ("group",) if isinstance(groups, Tensor) else tuple(groups)
     unknown = [name for name in named if name not in known]
     if unknown:
         raise ProblemError(
@@ -416,7 +451,7 @@ def objective(flat: Tensor, weights: Tensor | None) -> tuple[Tensor | None, Tens
 
 def fixed(constraints: tuple[Constraint, ...]) -> bool:
     """Whether all tolerances are numbers."""
-    return not any(isinstance(c.tolerance, Tensor) for c in constraints)
+    return not any([isinstance(c.tolerance, Tensor) for c in constraints])  # noqa: C419
 
 
 def tolerances(constraints: tuple[Constraint, ...], device: torch.device) -> Tensor:
@@ -508,7 +543,7 @@ def rounded_inwards(exact: Tensor, dtype: torch.dtype, side: float) -> Tensor:
 # ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Cells:
     """The combinations of attributes (and outcome) as one integer per sample.
 
@@ -516,17 +551,15 @@ class Cells:
         index: ``(1, n)`` or ``(B, n)``.
         axes: what the cells are the product of, the outcome last.
         outcome_axis: its place among the axes, or ``None``.
+        size: how many there are, K.
         found: number of samples in each cell (and zeros behind), if already counted.
     """
 
     index: Tensor
     axes: tuple[Axis, ...]
     outcome_axis: int | None
+    size: int
     found: NDArray[np.int64] | None = None
-
-    @property
-    def size(self) -> int:
-        return math.prod(len(axis.codes) for axis in self.axes)
 
     def sum(self, values: Tensor, batch: int) -> Tensor:
         """Sum of values ``(1, n)`` or ``(B, n)`` over each cell: ``(batch, K)``, float64."""
@@ -562,9 +595,9 @@ def make_cells(
     found = None  # counts, as long as all parts are small
     for name, codes in attributes.items():
         if is_small(codes) and len(codes) == 1:
-            part = torch.empty(codes.shape, dtype=torch.uint8)
-            found = np.zeros(MOST_CODES, np.int64)
-            low, high = scan().encode(codes.numpy(), part.numpy(), found)
+            array, found = np.empty(codes.shape, np.uint8), np.zeros(MOST_CODES, np.int64)
+            low, high = scan().encode(codes.numpy(), array, found)
+            part = torch.from_numpy(array)
         else:
             part, found = codes, None
             low, high = (int(end) for end in torch.aminmax(codes))
@@ -595,18 +628,19 @@ def make_cells(
         outcome_axis = len(axes)
         axes.append(OUTCOME)
         parts.append(outcome)
-    size = math.prod(len(axis.codes) for axis in axes)
+    size = math.prod([len(axis.codes) for axis in axes])
     if size > 256:
         parts = [codes.long() for codes in parts]
         found = None
     else:  # a byte per sample: every pass of every solver reads the cells
-        parts = [codes.to(torch.uint8) for codes in parts]
+        parts = [c if c.dtype == torch.uint8 else c.to(torch.uint8) for c in parts]
         if size > MOST_CODES or len(parts) > 1:
             found = None
     index = parts[0]
-    for axis, codes in zip(axes[1:], parts[1:], strict=True):
-        index = index * len(axis.codes) + codes
-    return Cells(index, tuple(axes), outcome_axis, found)
+    if len(parts) > 1:
+        for axis, codes in zip(axes[1:], parts[1:], strict=True):
+            index = index * len(axis.codes) + codes
+    return Cells(index, tuple(axes), outcome_axis, size, found)
 
 
 @lru_cache(maxsize=256)

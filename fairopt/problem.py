@@ -470,9 +470,9 @@ class QP:
     ub: Tensor
     row_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
-    # What a backend derived from the data other than q and the cells. Whoever writes many problems
-    # that share those gives all of them one dictionary.
-    memo: dict[str, Any] | None = field(default=None, repr=False)
+    # What was derived from the data other than q and the cells. Whoever writes many problems that
+    # share those, and no history with them, gives all of them one dictionary.
+    memo: dict[Any, Any] | None = field(default=None, repr=False)
 
     def __init__(
         self,
@@ -539,7 +539,7 @@ class QP:
     def detach(self) -> QP:
         """The same problem without its history."""
         q = without_history(self.q)
-        if any(t.requires_grad for t in self.tensors if t is not self.q):
+        if self.memo is None and any(t.requires_grad for t in self.tensors if t is not self.q):
             return self.with_tensors(*map(without_history, self.tensors))
         return trusted(QP, **{**self.__dict__, "q": q})
 

@@ -60,9 +60,14 @@ def solve_detached(
     backend: str | Backend,
     smoothing: float = 0.0,
     options: dict[str, Any] | None = None,
-    shape: torch.Size | None = None,
+    *,
+    center: Tensor | None = None,
 ) -> tuple[Tensor, Solution]:
-    """x with its history, in this shape if one is given, and the solution without."""
+    """x with its history, and the solution without.
+
+    Args:
+        center: q = -center, to which gradients go instead of q; x then has its shape.
+    """
     if not isinstance(problem, (QP, LP)):
         raise ProblemError(f"problem: expected a QP or an LP, got {type(problem).__name__}")
     if isinstance(problem, LP) and smoothing:
@@ -71,17 +76,20 @@ def solve_detached(
         raise ProblemError("smoothing: a QP needs none; give it a larger P instead")
     solvers = choose(problem, backend, options or {})
     tensors = problem.tensors
+    if center is not None:
+        tensors = (tensors[0], center, *tensors[2:])
+    shape = tensors[1].shape
     needed = tuple([tensor.requires_grad for tensor in tensors])
     if not torch.is_grad_enabled() or True not in needed:
         solution = first(solvers, problem.detach())[1]
-        return solution.x.view(shape or solution.x.shape), solution
+        return solution.x if center is None else solution.x.view(shape), solution
     if isinstance(problem, LP):
         raise NotDifferentiableError(
             "the solution of a linear program is piecewise constant in its cost; pass "
             "smoothing=... (a positive number) to differentiate it, or solve it under "
             "torch.no_grad()"
         )
-    call = Call(solvers, problem.detach(), needed, shape or problem.q.shape)
+    call = Call(solvers, problem.detach(), needed, shape, center is not None)
     x: Tensor = Solve.apply(call, *[t for t in tensors if t.requires_grad])  # type: ignore[no-untyped-call]
     assert call.solution is not None
     return x, call.solution
@@ -102,7 +110,11 @@ def choose(problem: Problem, backend: str | Backend, options: dict[str, Any]) ->
         return able(problem)
     else:
         backend = backends.get(backend, **options)
-    backend.check(problem)
+    if isinstance(problem, LP) or problem.memo is None:
+        backend.check(problem)
+    elif backend not in problem.memo:
+        backend.check(problem)
+        problem.memo[backend] = True
     return (backend,)
 
 
@@ -216,12 +228,14 @@ class Call:
     Attributes:
         needed: for each of ``QP.tensors``, whether it requires a gradient.
         shape: that of the x to return.
+        negated: whether the second tensor is -q, in this shape.
     """
 
     solvers: Iterable[Backend]
     problem: QP
     needed: tuple[bool, ...]
     shape: torch.Size
+    negated: bool
     solver: Backend | None = None
     solution: Solution | None = None
 
@@ -241,24 +255,41 @@ class Solve(torch.autograd.Function):
         return call.solution.x.view(call.shape)  # another tensor: what ctx holds must not be it
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
-        call: Call = ctx.call
-        assert call.solver is not None
-        assert call.solution is not None
-        if versions(call) != ctx.versions:
-            raise RuntimeError(
-                "a tensor of the problem, or its solution, was modified by an inplace operation "
-                "between solve and backward, which needs it as it was; modify a clone instead"
-            )
-        grad_x = grad_x.reshape(call.solution.x.shape)
-        adjoint = call.solver.vjp(call.problem, call.solution, grad_x)
-        found = gradients(call.problem, call.solution, grad_x, adjoint, call.needed).flat
-        return None, *[
-            g if g is None else g.to(t.dtype)
-            for g, t, need in zip(found, call.problem.tensors, call.needed, strict=False)
-            if need
-        ]
+        if torch.is_grad_enabled():  # create_graph=True: a second derivative is an error
+            return once_differentiable(pull_back)(ctx, grad_x)
+        return pull_back(ctx, grad_x)
+
+
+def pull_back(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of what ``Solve`` was given."""
+    call: Call = ctx.call
+    assert call.solver is not None
+    assert call.solution is not None
+    if versions(call) != ctx.versions:
+        raise RuntimeError(
+            "a tensor of the problem, or its solution, was modified by an inplace operation "
+            "between solve and backward, which needs it as it was; modify a clone instead"
+        )
+    problem, solution = call.problem, call.solution
+    if call.negated:
+        grad_x = grad_x.reshape(solution.x.shape)
+    adjoint = call.solver.vjp(problem, solution, grad_x)
+    if call.needed.count(True) == 1 and call.needed[1]:  # the usual case: only the scores
+        given: list[Tensor | None] = [adjoint.v]
+    else:
+        found = gradients(problem, solution, grad_x, adjoint, call.needed).flat
+        given = [g for g, need in zip(found, call.needed, strict=False) if need]
+    wanted = [t for t, need in zip(problem.tensors, call.needed, strict=True) if need]
+    for i, (g, t) in enumerate(zip(given, wanted, strict=True)):
+        if g is not None and g.dtype != t.dtype:
+            given[i] = g.to(t.dtype)
+    if call.negated and call.needed[1]:
+        at = int(call.needed[0])
+        v = given[at]
+        assert v is not None
+        given[at] = v.neg_().view(call.shape)
+    return None, *given
 
 
 def versions(call: Call) -> list[int]:

@@ -57,6 +57,8 @@ class Numba(Backend):
 
     def workers(self, batch: int, n: int) -> int:
         """How many threads a batch of this size is worth."""
+        if batch * n < PARALLEL_FROM:
+            return 1
         available = self.threads or torch.get_num_threads()
         return max(1, min(available, batch * n // (PARALLEL_FROM // 2)))
 
@@ -67,8 +69,7 @@ class Numba(Backend):
         fixed = data.constants
         batch, m, K = fixed.C.shape
         n = data.q.shape[1]
-        answer = empty((batch, n), fixed.dtype)
-        x = answer.numpy()
+        answer, x = empty((batch, n), fixed.dtype)
         y, T, worst = np.empty((batch, m)), np.empty((2, batch, K)), np.empty(batch)
         status, passes = np.empty(batch, np.int64), np.empty(batch, np.int64)
         precision = ROW_PRECISION[problem.q.dtype]
@@ -107,8 +108,8 @@ class Numba(Backend):
         fixed = data.constants
         batch, n = data.q.shape
         g = as_numpy(grad_x.detach() if grad_x.requires_grad else grad_x, data.q.dtype)
-        step, nu = empty(g.shape, fixed.dtype), np.empty_like(y)
-        v = step.numpy()
+        step, v = empty(g.shape, fixed.dtype)
+        nu = np.empty_like(y)
         workers = self.workers(batch, n)
         if workers == 1 and kernels.adjoint(
             fixed.C, fixed.l, fixed.u, y, data.q, *fixed.scalars_or_arrays, data.cell, T, g,
