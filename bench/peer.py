@@ -102,7 +102,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # the peer's dependencies warn on every forward pass
     packages = ("fairness-training", "cvxpy", "cvxpylayers", "diffcp", "scs")
     report = Report("peer", (__doc__ or "").strip(), packages)
-    compare(report, 64, 60, options.seconds, calls=20)
+    compare(report, 64, 60, options.seconds, calls=50)
     compare(report, 10_000, 2_000, options.seconds, calls=50)
     report.save(None if options.no_save else RESULTS)
 

@@ -6,10 +6,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import NoneType
-from typing import Literal, TypeAlias
+from importlib import import_module
+from types import ModuleType, NoneType
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fairopt.constraints import (
@@ -22,6 +25,7 @@ from fairopt.constraints import (
     plan,
 )
 from fairopt.errors import ProblemError
+from fairopt.memory import negative
 from fairopt.problem import QP, CellRows, all_finite, compact, shape_of, to_batch, trusted
 
 __all__ = ["Bounds", "Groups", "formulate"]
@@ -39,6 +43,9 @@ NUMBERS = (float, int, NoneType)
 
 # Codes up to this many are used as they are; larger or sparser ones are renumbered.
 MOST_CODES = 64
+
+# Up to this many samples on the CPU, inputs are looked at by the compiled code of fairopt.scan.
+SMALL = 50_000
 
 
 def formulate(
@@ -82,10 +89,37 @@ def formulate(
     Raises:
         ProblemError: an argument is outside what is said above.
     """
+    problem, center = formulate_around(
+        constraints, scores, groups, targets, bounds=bounds, weights=weights,
+        missing_group=missing_group, group_counts=group_counts,
+    )  # fmt: skip
+    if center is None or not center.requires_grad:
+        return problem
+    return trusted(QP, **{**problem.__dict__, "q": -center.view(problem.q.shape)})
+
+
+def formulate_around(
+    constraints: Constraint | Sequence[Constraint],
+    scores: Tensor,
+    groups: Groups,
+    targets: Tensor | None,
+    *,
+    bounds: Bounds,
+    weights: Tensor | None,
+    missing_group: MissingGroup,
+    group_counts: GroupCounts,
+) -> tuple[QP, Tensor | None]:
+    """The same; without weights q = -center, where only the center has a history.
+
+    ``solve`` then pulls gradients back to the center itself, which spares a small layer three
+    steps of autograd and a large one the memory of two negations.
+    """
     constraints = as_constraints(constraints)
     if missing_group not in ("skip", "raise"):
         raise ProblemError(f"missing_group: expected 'skip' or 'raise', got {missing_group!r}")
-    flat = flat_scores(scores)
+    center = wide(scores)
+    flat = as_batch(center.detach())
+    check_finite(scores, flat)
     batch, n = flat.shape
     attributes = group_codes(groups, scores, flat)
     recipes, used = plan(constraints, tuple(attributes))
@@ -93,25 +127,44 @@ def formulate(
     counts = counted(group_counts, groups, used)
     cells = make_cells({name: attributes[name] for name in used}, outcome, counts)
     rows = comparison(recipes, cells.axes, cells.outcome_axis, flat.device)
-    weight, P, linear = objective(flat, weights)
-
     if rows.alone and missing_group == "raise":
         raise ProblemError(
             f"groups: expected at least two groups to compare in {', '.join(rows.alone)}, got one; "
             'use larger or stratified batches, or missing_group="skip"'
         )
-    alone = tuple(f"{name}: only one group" for name in rows.alone)
+    sides = both(bounds)
     if (
-        weight is None
+        weights is None
         and len(cells.index) == 1
         and cells.size <= MOST_COUNTS
+        and type(sides[0]) in NUMBERS
+        and type(sides[1]) in NUMBERS
+        and not rows.shifted
         and fixed(constraints)
     ):
-        written = counted_rows(constraints, rows, cells.counts(), flat.device, missing_group)
-    else:
-        mass = cells.mass(weight, batch if weight is not None else len(cells.index))
-        written = write_rows(constraints, rows, mass, missing_group)
-    names, skipped, coefficient, l, u = written
+        same = remembered(
+            constraints, rows, cells.counts(), sides, missing_group, scores.dtype, flat.dtype,
+            flat.device, batch, n,
+        )  # fmt: skip
+        template = same.rows
+        assert isinstance(template, CellRows)
+        fields = {
+            **same.__dict__,
+            "q": negative(flat),
+            "rows": trusted(
+                CellRows,
+                coefficient=template.coefficient,
+                cell=to_batch(cells.index, batch, n),
+                weight=template.weight,
+            ),
+        }
+        return trusted(QP, **fields), center
+
+    if weights is not None:
+        flat = as_batch(center)  # with its history
+    weight, P, linear = objective(flat, weights)
+    mass = cells.mass(weight, batch if weight is not None else len(cells.index))
+    names, skipped, coefficient, l, u = write_rows(constraints, rows, mass, missing_group)
     if rows.shifted and names:
         assert values is not None
         weighted = values if weight is None else values * weight
@@ -124,27 +177,87 @@ def formulate(
         shift = torch.where(shift.abs() <= 4e-15 * size.squeeze(-1), 0 * shift, shift)
         shift = shift * rows.residual[kept]
         l, u = l + shift, u + shift
+    lower, upper = inward_bounds(sides, scores, flat)
+    weight_rows = flat.new_ones(()) if weight is None else weight
+    problem = put_together(
+        P, linear, coefficient, cells.index, weight_rows, l, u, lower, upper, names,
+        only_one(rows) + skipped,
+    )  # fmt: skip
+    return problem, None if weights is not None else center
 
-    lower, upper = inward_bounds(bounds, scores, flat)
-    m = len(names)
-    weight_rows = one(flat.dtype, flat.device) if weight is None else weight
+
+def put_together(
+    P: Tensor,
+    q: Tensor,
+    coefficient: Tensor,
+    cell: Tensor,
+    weight: Tensor,
+    l: Tensor,
+    u: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    names: tuple[str, ...],
+    skipped: tuple[str, ...],
+) -> QP:
+    """The QP of data that were checked: each expanded to ``q``'s batch."""
+    batch, n = q.shape
+    m, K = coefficient.shape[-2:]
     return trusted(
         QP,
         P=to_batch(P, batch, n),
-        q=linear,
+        q=q,
         rows=trusted(
             CellRows,
-            coefficient=to_batch(coefficient, batch, m, cells.size),
-            cell=to_batch(cells.index, batch, n),
-            weight=to_batch(weight_rows, batch, n),
+            coefficient=to_batch(coefficient, batch, m, K),
+            cell=to_batch(cell, batch, n),
+            weight=to_batch(weight, batch, n),
         ),
         l=to_batch(l, batch, m),
         u=to_batch(u, batch, m),
         lb=to_batch(lower, batch, n),
         ub=to_batch(upper, batch, n),
         row_names=names,
-        skipped=alone + skipped,
+        skipped=skipped,
     )
+
+
+def only_one(rows: Comparison) -> tuple[str, ...]:
+    """What is not compared because there is one group only, as problems report it."""
+    return tuple([f"{name}: only one group" for name in rows.alone])
+
+
+@lru_cache(maxsize=512)
+@torch.inference_mode(False)  # what is kept serves training, too
+def remembered(
+    constraints: tuple[Constraint, ...],
+    rows: Comparison,
+    counts: tuple[int, ...],
+    bounds: tuple[float | None, float | None],
+    missing_group: MissingGroup,
+    dtype: torch.dtype,
+    kept: torch.dtype,
+    device: torch.device,
+    batch: int,
+    n: int,
+) -> QP:
+    """Everything of a problem but q and the cells, where it is a function of cell counts.
+
+    That is so without weights; stratified batches repeat their counts. Its q and cells are
+    placeholders.
+
+    Args:
+        dtype, kept: dtypes of the scores and of the solution.
+    """
+    mass = torch.tensor([counts], dtype=torch.float64, device=device)
+    names, skipped, coefficient, l, u = write_rows(constraints, rows, mass, missing_group)
+    like = torch.zeros((), dtype=dtype, device=device)
+    lower, upper = inward_bounds(bounds, like, like.to(kept))
+    one = torch.ones((), dtype=kept, device=device)
+    problem = put_together(
+        one, one.expand(batch, n), coefficient, torch.zeros(1, n, dtype=torch.uint8, device=device),
+        one, l, u, lower, upper, names, only_one(rows) + skipped,
+    )  # fmt: skip
+    return trusted(QP, **{**problem.__dict__, "memo": {}})
 
 
 # ---------------------------------------------------------------------------------------------
@@ -168,8 +281,8 @@ def as_constraints(constraints: Constraint | Sequence[Constraint]) -> tuple[Cons
     return listed
 
 
-def flat_scores(scores: Tensor) -> Tensor:
-    """Scores as ``(B, n)`` in float32 or float64, checked."""
+def wide(scores: Tensor) -> Tensor:
+    """Scores in float32 or float64, of a shape that they may have."""
     if not isinstance(scores, Tensor):
         raise ProblemError(f"scores: expected a tensor, got {type(scores).__name__}")
     if scores.dtype not in SCORES:
@@ -183,17 +296,34 @@ def flat_scores(scores: Tensor) -> Tensor:
             f"scores: expected at least one sample, got shape {shape_of(scores)}; skip "
             "empty batches"
         )
-    if not all_finite(scores):
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+
+
+def as_batch(scores: Tensor) -> Tensor:
+    """``(n,)`` and ``(n, 1)`` as ``(1, n)``; ``(B, n)`` as it is."""
+    if scores.dim() == 1:
+        return scores.unsqueeze(0)
+    return scores.mT if scores.shape[1] == 1 else scores
+
+
+def check_finite(scores: Tensor, flat: Tensor) -> None:
+    if not (scan().finite(flat.numpy()) if is_small(flat) else all_finite(flat)):
         bad = (~torch.isfinite(scores.detach())).nonzero()
         raise ProblemError(
             f"scores: expected finite values, got {len(bad)} NaN or infinite ones, first at index "
             f"{tuple(bad[0].tolist())}; look for a diverged model or a log of zero"
         )
-    flat = scores.squeeze(1) if scores.dim() == 2 and scores.shape[1] == 1 else scores
-    flat = flat.unsqueeze(0) if flat.dim() == 1 else flat
-    if flat.dtype in (torch.float16, torch.bfloat16):
-        flat = flat.float()
-    return flat
+
+
+def is_small(tensor: Tensor) -> bool:
+    """Whether ``fairopt.scan`` takes it."""
+    return tensor.is_cpu and tensor.numel() <= SMALL and tensor.is_contiguous()
+
+
+@lru_cache(maxsize=1)
+def scan() -> ModuleType:
+    """The compiled functions, loaded when first needed."""
+    return import_module("fairopt.scan")
 
 
 def fit(name: str, tensor: object, scores: Tensor, flat: Tensor) -> Tensor:
@@ -220,7 +350,8 @@ def fit(name: str, tensor: object, scores: Tensor, flat: Tensor) -> Tensor:
 
 def group_codes(groups: Groups, scores: Tensor, flat: Tensor) -> dict[str, Tensor]:
     """Each attribute's codes as integers ``(1, n)`` or ``(B, n)``."""
-    named = groups if isinstance(groups, Mapping) else {"group": groups}
+    bare = isinstance(groups, Tensor) or not isinstance(groups, Mapping)  # the cheap test first
+    named: Any = {"group": groups} if bare else groups
     if not named:
         raise ProblemError("groups: expected at least one attribute, got an empty mapping")
     if not all(isinstance(name, str) for name in named):
@@ -229,7 +360,7 @@ def group_codes(groups: Groups, scores: Tensor, flat: Tensor) -> dict[str, Tenso
         )
     found = {}
     for name, tensor in named.items():
-        label = f"groups[{name!r}]" if isinstance(groups, Mapping) else "groups"
+        label = "groups" if bare else f"groups[{name!r}]"
         codes = fit(label, tensor, scores, flat)
         if codes.dtype not in INTEGERS:
             raise ProblemError(
@@ -244,15 +375,14 @@ def counted(
     group_counts: GroupCounts, groups: Groups, used: tuple[str, ...]
 ) -> dict[str, int] | None:
     """The declared number of groups of each attribute in use; ``None`` if none is declared."""
-    boolean = {
-        name: 2
-        for name in used
-        if (groups[name] if isinstance(groups, Mapping) else groups).dtype == torch.bool
-    }
+    if isinstance(groups, Tensor):
+        boolean = {"group": 2} if groups.dtype == torch.bool and used else {}
+    else:
+        boolean = {name: 2 for name in used if groups[name].dtype == torch.bool}
     if group_counts is None:
         return boolean or None
     named = group_counts if isinstance(group_counts, Mapping) else dict.fromkeys(used, group_counts)
-    known = tuple(groups) if isinstance(groups, Mapping) else ("group",)
+    known = ("group",) if isinstance(groups, Tensor) else tuple(groups)
     unknown = [name for name in named if name not in known]
     if unknown:
         raise ProblemError(
@@ -303,7 +433,7 @@ def outcome_and_targets(
 def objective(flat: Tensor, weights: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
     """Weights (float64, or ``None``), the diagonal P and q."""
     if weights is None:
-        return None, one(flat.dtype, flat.device), -flat
+        return None, flat.new_ones(()), negative(flat)
     weight = fit("weights", weights, flat, flat)
     if not weight.is_floating_point():
         raise ProblemError(f"weights: expected floating-point numbers, got {weight.dtype}")
@@ -319,16 +449,9 @@ def objective(flat: Tensor, weights: Tensor | None) -> tuple[Tensor | None, Tens
     return weight, P, -(P * flat.double()).expand(len(flat), -1)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is kept serves training, too
-def one(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The number 1, made once."""
-    return torch.ones((), dtype=dtype, device=device)
-
-
 def fixed(constraints: tuple[Constraint, ...]) -> bool:
     """Whether all tolerances are numbers."""
-    return not any(isinstance(c.tolerance, Tensor) for c in constraints)
+    return not any([isinstance(c.tolerance, Tensor) for c in constraints])  # noqa: C419
 
 
 def tolerances(constraints: tuple[Constraint, ...], device: torch.device) -> Tensor:
@@ -345,41 +468,28 @@ def tolerances(constraints: tuple[Constraint, ...], device: torch.device) -> Ten
     )
 
 
-def inward_bounds(bounds: Bounds, scores: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
-    """Both bounds in a dtype of the solution, each at values that the scores' dtype can hold."""
+def both(bounds: Bounds) -> tuple[Bound, Bound]:
+    """The two bounds, each of a type that a bound may have."""
     if bounds is None:
-        bounds = (None, None)
+        return None, None
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
         raise ProblemError(f"bounds: expected (lower, upper), or None for none, got {bounds!r}")
-    if type(bounds[0]) in NUMBERS and type(bounds[1]) in NUMBERS:
-        return number_bounds(bounds[0], bounds[1], scores.dtype, flat.dtype, flat.device)
     for name, value in zip(("lower bound", "upper bound"), bounds, strict=True):
         if isinstance(value, bool) or not isinstance(value, (int, float, Tensor, NoneType)):
             raise ProblemError(
                 f"{name}: expected a number, a floating-point tensor or None, got {value!r}"
             )
+    return bounds[0], bounds[1]
+
+
+def inward_bounds(
+    bounds: tuple[Bound, Bound], scores: Tensor, flat: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Both bounds in a dtype of the solution, each at values that the scores' dtype can hold."""
     lower = one_bound("lower bound", bounds[0], -math.inf, scores, flat)
     upper = one_bound("upper bound", bounds[1], math.inf, scores, flat)
     check_bounds(lower, upper, scores.dtype)
     return lower, upper
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def number_bounds(
-    lower: float | None,
-    upper: float | None,
-    dtype: torch.dtype,
-    kept: torch.dtype,
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Bounds that are numbers or absent, made once. ``kept`` is the dtype of the solution."""
-    like = torch.zeros((), dtype=dtype, device=device)
-    flat = like.to(kept)
-    low = one_bound("lower bound", lower, -math.inf, like, flat)
-    high = one_bound("upper bound", upper, math.inf, like, flat)
-    check_bounds(low, high, dtype)
-    return low, high
 
 
 def check_bounds(lower: Tensor, upper: Tensor, dtype: torch.dtype) -> None:
@@ -433,7 +543,7 @@ def rounded_inwards(exact: Tensor, dtype: torch.dtype, side: float) -> Tensor:
 # ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Cells:
     """The combinations of attributes (and outcome) as one integer per sample.
 
@@ -441,15 +551,15 @@ class Cells:
         index: ``(1, n)`` or ``(B, n)``.
         axes: what the cells are the product of, the outcome last.
         outcome_axis: its place among the axes, or ``None``.
+        size: how many there are, K.
+        found: number of samples in each cell (and zeros behind), if already counted.
     """
 
     index: Tensor
     axes: tuple[Axis, ...]
     outcome_axis: int | None
-
-    @property
-    def size(self) -> int:
-        return math.prod(len(axis.codes) for axis in self.axes)
+    size: int
+    found: NDArray[np.int64] | None = None
 
     def sum(self, values: Tensor, batch: int) -> Tensor:
         """Sum of values ``(1, n)`` or ``(B, n)`` over each cell: ``(batch, K)``, float64."""
@@ -459,6 +569,8 @@ class Cells:
 
     def counts(self) -> tuple[int, ...]:
         """Number of samples in each cell, of groups that the whole batch shares."""
+        if self.found is not None:
+            return tuple(self.found[: self.size].tolist())
         n = self.index.shape[1]
         if self.size == 2 and n > 1_000:
             second = int(torch.count_nonzero(self.index))  # ten times faster than a count
@@ -480,9 +592,15 @@ def make_cells(
 ) -> Cells:
     """Number the combinations of all attributes in use, in row-major order."""
     axes, parts = [], []
+    found = None  # counts, as long as all parts are small
     for name, codes in attributes.items():
-        least, most = torch.aminmax(codes)
-        low, high = int(least), int(most)
+        if is_small(codes) and len(codes) == 1:
+            array, found = np.empty(codes.shape, np.uint8), np.zeros(MOST_CODES, np.int64)
+            low, high = scan().encode(codes.numpy(), array, found)
+            part = torch.from_numpy(array)
+        else:
+            part, found = codes, None
+            low, high = (int(end) for end in torch.aminmax(codes))
         if low < 0:
             raise ProblemError(
                 f"groups[{name!r}]: expected codes of at least 0, got {low}; give unknown members "
@@ -495,28 +613,40 @@ def make_cells(
                     f"groups[{name!r}]: expected codes below {declared}, the number of groups "
                     f"declared, got {high}; correct the code, or group_counts"
                 )
-            values = tuple(range(declared))
+            values = codes_below(declared)
         elif high < MOST_CODES:
-            values = tuple(range(high + 1))
+            values = codes_below(high + 1)
         else:
             distinct, codes = torch.unique(codes, return_inverse=True)
             values = tuple(distinct.tolist())
+        if high >= MOST_CODES:
+            part, found = codes, None
         axes.append(attribute_axis(name, values))
-        parts.append(codes)
+        parts.append(part)
     outcome_axis = None
     if outcome is not None:
         outcome_axis = len(axes)
         axes.append(OUTCOME)
         parts.append(outcome)
-    size = math.prod(len(axis.codes) for axis in axes)
-    if size <= 256:  # a byte per sample: every pass of every solver reads the cells
-        parts = [codes.to(torch.uint8) for codes in parts]
-    else:
+    size = math.prod([len(axis.codes) for axis in axes])
+    if size > 256:
         parts = [codes.long() for codes in parts]
+        found = None
+    else:  # a byte per sample: every pass of every solver reads the cells
+        parts = [c if c.dtype == torch.uint8 else c.to(torch.uint8) for c in parts]
+        if size > MOST_CODES or len(parts) > 1:
+            found = None
     index = parts[0]
-    for axis, codes in zip(axes[1:], parts[1:], strict=True):
-        index = index * len(axis.codes) + codes
-    return Cells(index, tuple(axes), outcome_axis)
+    if len(parts) > 1:
+        for axis, codes in zip(axes[1:], parts[1:], strict=True):
+            index = index * len(axis.codes) + codes
+    return Cells(index, tuple(axes), outcome_axis, size, found)
+
+
+@lru_cache(maxsize=256)
+def codes_below(count: int) -> tuple[int, ...]:
+    """0, 1, ..., count - 1."""
+    return tuple(range(count))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -528,20 +658,6 @@ Written: TypeAlias = tuple[tuple[str, ...], tuple[str, ...], Tensor, Tensor, Ten
 
 # Rows of up to this many cells are remembered by the cells' counts.
 MOST_COUNTS = 256
-
-
-@lru_cache(maxsize=512)
-@torch.inference_mode(False)
-def counted_rows(
-    constraints: tuple[Constraint, ...],
-    rows: Comparison,
-    counts: tuple[int, ...],
-    device: torch.device,
-    missing_group: MissingGroup,
-) -> Written:
-    """``write_rows`` without weights: a function of counts, which stratified batches repeat."""
-    mass = torch.tensor([counts], dtype=torch.float64, device=device)
-    return write_rows(constraints, rows, mass, missing_group)
 
 
 def write_rows(

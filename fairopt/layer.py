@@ -16,10 +16,10 @@ from fairopt.formulate import (
     Groups,
     MissingGroup,
     as_constraints,
-    formulate,
+    formulate_around,
 )
 from fairopt.solution import Solution
-from fairopt.solve import solve
+from fairopt.solve import solve_detached
 
 __all__ = ["FairnessLayer", "project"]
 
@@ -121,16 +121,20 @@ def fair_predictions(
     backend: str | Backend,
 ) -> tuple[Tensor, Solution]:
     """Predictions like the scores, with their history, and the solution, detached."""
-    if isinstance(scores, Tensor) and torch.is_autocast_enabled(scores.device.type):
+    if isinstance(scores, Tensor) and torch.is_autocast_enabled(
+        "cpu" if scores.is_cpu else scores.device.type  # naming the device costs a microsecond
+    ):
         with torch.autocast(scores.device.type, enabled=False):
             return fair_predictions(
                 constraints, scores, groups, targets, bounds, weights, missing_group,
                 group_counts, backend,
             )  # fmt: skip
-    problem = formulate(
+    problem, center = formulate_around(
         constraints, scores, groups, targets, bounds=bounds, weights=weights,
         missing_group=missing_group, group_counts=group_counts,
     )  # fmt: skip
-    solution = solve(problem, backend=backend)
-    x = solution.x.to(scores.dtype)
-    return x.reshape(scores.shape), solution.with_x(x.detach())
+    x, solution = solve_detached(problem, backend, center=center)
+    if x.dtype != scores.dtype:
+        x = x.to(scores.dtype)
+        solution = solution.with_x(x.detach().view(solution.x.shape))
+    return x if x.shape == scores.shape else x.reshape(scores.shape), solution

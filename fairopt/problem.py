@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -492,6 +492,9 @@ class QP:
     ub: Tensor
     row_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    # What was derived from the data other than q and the cells. Whoever writes many problems that
+    # share those, and no history with them, gives all of them one dictionary.
+    memo: dict[Any, Any] | None = field(default=None, repr=False)
 
     def __init__(
         self,
@@ -528,6 +531,7 @@ class QP:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "P", quadratic)
         object.__setattr__(self, "skipped", tuple(skipped))
+        object.__setattr__(self, "memo", None)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -557,7 +561,7 @@ class QP:
     def detach(self) -> QP:
         """The same problem without its history."""
         q = without_history(self.q)
-        if any(t.requires_grad for t in self.tensors if t is not self.q):
+        if self.memo is None and any(t.requires_grad for t in self.tensors if t is not self.q):
             return self.with_tensors(*map(without_history, self.tensors))
         return trusted(QP, **{**self.__dict__, "q": q})
 
@@ -617,6 +621,21 @@ class LP:
     def shape(self) -> tuple[int, int, int]:
         """``(B, m, n)``."""
         return self.rows.shape
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """c, the tensors of the rows, l, u, lb, ub."""
+        return self.c, *self.rows.tensors, self.l, self.u, self.lb, self.ub
+
+    def detach(self) -> LP:
+        """The same problem without its history."""
+        if not any(tensor.requires_grad for tensor in self.tensors):
+            return self
+        c, *rows, l, u, lb, ub = map(without_history, self.tensors)
+        return trusted(
+            LP, c=c, rows=self.rows.with_tensors(*rows), l=l, u=u, lb=lb, ub=ub,
+            row_names=self.row_names, skipped=self.skipped,
+        )  # fmt: skip
 
     def smoothed(self, smoothing: float) -> QP:
         """The QP with the same constraints and smoothing/2 |x|^2 added to the objective."""

@@ -52,45 +52,48 @@ def solve(
         ConvergenceError: the promised precision was not reached; nothing is returned.
         NotDifferentiableError: a gradient of an ``LP`` without smoothing was asked for.
     """
+    x, solution = solve_detached(problem, backend, smoothing, options)
+    return solution.with_x(x) if x.requires_grad else solution
+
+
+def solve_detached(
+    problem: Problem,
+    backend: str | Backend,
+    smoothing: float = 0.0,
+    options: dict[str, Any] | None = None,
+    *,
+    center: Tensor | None = None,
+) -> tuple[Tensor, Solution]:
+    """x with its history, and the solution without.
+
+    Args:
+        center: q = -center, to which gradients go instead of q; x then has its shape.
+    """
     if not isinstance(problem, (QP, LP)):
         raise ProblemError(f"problem: expected a QP or an LP, got {type(problem).__name__}")
     if isinstance(problem, LP) and smoothing:
         problem = problem.smoothed(smoothing)
     elif smoothing:
         raise ProblemError("smoothing: a QP needs none; give it a larger P instead")
-    solvers = choose(problem, backend, options)
-    if isinstance(problem, LP):
-        if torch.is_grad_enabled() and any(
-            t.requires_grad
-            for t in (
-                problem.c,
-                problem.l,
-                problem.u,
-                problem.lb,
-                problem.ub,
-                *problem.rows.tensors,
-            )
-        ):
-            raise NotDifferentiableError(
-                "the solution of a linear program is piecewise constant in its cost; pass "
-                "smoothing=... (a positive number) to differentiate it, or solve it under "
-                "torch.no_grad()"
-            )
-        return first(solvers, problem)[1]
-    plain = problem.detach()
-    if not torch.is_grad_enabled():
-        return first(solvers, plain)[1]
+    solvers = choose(problem, backend, options or {})
     tensors = problem.tensors
-    needed = tuple(tensor.requires_grad for tensor in tensors)
-    if not any(needed):
-        return first(solvers, plain)[1]
-    call = Call(solvers, plain, needed)
-    wanted = (tensor for tensor in tensors if tensor.requires_grad)
-    x: Tensor = Solve.apply(call, *wanted)  # type: ignore[no-untyped-call]
-    solution = call.solution
-    assert solution is not None
-    call.solution = solution.with_x(x.detach())  # what the backward keeps must not hold x itself
-    return solution
+    if center is not None:
+        tensors = (tensors[0], center, *tensors[2:])
+    shape = tensors[1].shape
+    needed = tuple([tensor.requires_grad for tensor in tensors])
+    if not torch.is_grad_enabled() or True not in needed:
+        solution = first(solvers, problem.detach())[1]
+        return solution.x if center is None else solution.x.view(shape), solution
+    if isinstance(problem, LP):
+        raise NotDifferentiableError(
+            "the solution of a linear program is piecewise constant in its cost; pass "
+            "smoothing=... (a positive number) to differentiate it, or solve it under "
+            "torch.no_grad()"
+        )
+    call = Call(solvers, problem.detach(), needed, shape, center is not None)
+    x: Tensor = Solve.apply(call, *[t for t in tensors if t.requires_grad])  # type: ignore[no-untyped-call]
+    assert call.solution is not None
+    return x, call.solution
 
 
 def choose(problem: Problem, backend: str | Backend, options: dict[str, Any]) -> Iterable[Backend]:
@@ -108,7 +111,11 @@ def choose(problem: Problem, backend: str | Backend, options: dict[str, Any]) ->
         return able(problem)
     else:
         backend = backends.get(backend, **options)
-    backend.check(problem)
+    if isinstance(problem, LP) or problem.memo is None:
+        backend.check(problem)
+    elif backend not in problem.memo:
+        backend.check(problem)
+        problem.memo[backend] = True
     return (backend,)
 
 
@@ -154,7 +161,7 @@ def checked(solver: Backend, problem: Problem) -> Solution:
     solution = answered(solver, problem)
     if not solver.capabilities.certifies:
         solution = judged(solver, problem, solution)
-    if any(status is not Status.SOLVED for status in solution.status):
+    if set(solution.status) != {Status.SOLVED}:
         raise failure(solver, solution)
     return solution
 
@@ -239,11 +246,15 @@ class Call:
 
     Attributes:
         needed: for each of ``QP.tensors``, whether it requires a gradient.
+        shape: that of the x to return.
+        negated: whether the second tensor is -q, in this shape.
     """
 
     solvers: Iterable[Backend]
     problem: QP
     needed: tuple[bool, ...]
+    shape: torch.Size
+    negated: bool
     solver: Backend | None = None
     solution: Solution | None = None
 
@@ -259,23 +270,56 @@ class Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, *tensors: Tensor) -> Tensor:
         call.solver, call.solution = first(call.solvers, call.problem)
-        ctx.call = call
-        # All that the backward reads, so that torch notices changes made in place.
-        plain, x = call.problem, call.solution.x
-        ctx.save_for_backward(*plain.tensors, *plain.rows.structure, x)
-        return x
+        ctx.call, ctx.versions = call, versions(call)
+        return call.solution.x.view(call.shape)  # another tensor: what ctx holds must not be it
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors  # raises if one was changed
-        call: Call = ctx.call
-        assert call.solver is not None
-        assert call.solution is not None
-        adjoint = call.solver.vjp(call.problem, call.solution, grad_x)
-        found = gradients(call.problem, call.solution, grad_x, adjoint, call.needed).flat
-        return None, *(
-            g if g is None else g.to(t.dtype)
-            for g, t, need in zip(found, tensors, call.needed, strict=False)
-            if need
+        if torch.is_grad_enabled():  # create_graph=True: a second derivative is an error
+            return once_differentiable(pull_back)(ctx, grad_x)
+        return pull_back(ctx, grad_x)
+
+
+def pull_back(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of what ``Solve`` was given."""
+    call: Call = ctx.call
+    assert call.solver is not None
+    assert call.solution is not None
+    if versions(call) != ctx.versions:
+        raise RuntimeError(
+            "a tensor of the problem, or its solution, was modified by an inplace operation "
+            "between solve and backward, which needs it as it was; modify a clone instead"
         )
+    problem, solution = call.problem, call.solution
+    if call.negated:
+        grad_x = grad_x.reshape(solution.x.shape)
+    adjoint = call.solver.vjp(problem, solution, grad_x)
+    if call.needed.count(True) == 1 and call.needed[1]:  # the usual case: only the scores
+        given: list[Tensor | None] = [adjoint.v]
+    else:
+        found = gradients(problem, solution, grad_x, adjoint, call.needed).flat
+        given = [g for g, need in zip(found, call.needed, strict=False) if need]
+    wanted = [t for t, need in zip(problem.tensors, call.needed, strict=True) if need]
+    for i, (g, t) in enumerate(zip(given, wanted, strict=True)):
+        if g is not None and g.dtype != t.dtype:
+            given[i] = g.to(t.dtype)
+    if call.negated and call.needed[1]:
+        at = int(call.needed[0])
+        v = given[at]
+        assert v is not None
+        given[at] = v.neg_().view(call.shape)
+    return None, *given
+
+
+def versions(call: Call) -> list[int]:
+    """How often each tensor that the backward reads was modified in place.
+
+    What ``save_for_backward`` compares; that costs a microsecond per tensor.
+    """
+    assert call.solution is not None
+    problem = call.problem
+    data = problem.tensors if problem.memo is None else (problem.q,)  # the others are nobody's
+    return [
+        0 if tensor.is_inference() else tensor._version
+        for tensor in (*data, *problem.rows.structure, call.solution.x)
+    ]

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -27,14 +28,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fairopt import (
+    QP,
     DemographicParity,
     EqualizedOdds,
     FairnessLayer,
     FairoptError,
     MeanResidual,
+    ProblemError,
     Status,
     project,
     residuals,
+    solve,
 )
 from fairopt.backends import Numba, numba_
 
@@ -437,7 +441,7 @@ def test_a_change_in_place_never_yields_a_wrong_gradient(
     try:
         (got,) = torch.autograd.grad(fair, given["scores"], cotangent)
     except RuntimeError as error:
-        assert "modified by an inplace operation" in str(error)
+        assert re.search("modified (by an )?inplace", str(error))
     else:
         torch.testing.assert_close(got, want, rtol=0, atol=0)
 
@@ -445,9 +449,21 @@ def test_a_change_in_place_never_yields_a_wrong_gradient(
 def test_a_result_changed_in_place_is_torch_s_error() -> None:
     leaf = SCORES.clone().requires_grad_()
     fair = parity()(leaf, GROUPS)
-    fair.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match=r"modified inplace.*cloning the output"):
+        fair.mul_(2)
+    with torch.no_grad():
+        fair.mul_(2)
+    with pytest.raises(RuntimeError, match="modified inplace"):
         fair.sum().backward()
+
+
+def test_a_problem_changed_in_place_is_an_error() -> None:
+    q = torch.tensor([-1.0, 0.5], requires_grad=True)
+    upper = torch.ones(2)
+    x = solve(QP(torch.ones(2), q, torch.ones(1, 2), torch.zeros(1), torch.ones(1), 0.0, upper)).x
+    upper.mul_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation between"):
+        x.sum().backward()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -798,3 +814,51 @@ def test_kernels_where_the_named_cache_folder_cannot_be_made(tmp_path: Path) -> 
     )
     assert "file" not in Path(kept).parts  # another folder serves
     assert fair == pytest.approx([0.6, 0.4, 0.5, 0.6])
+
+
+# ---------------------------------------------------------------------------------------------
+# Large and small inputs take other ways
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_large_scores_are_the_same(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """Huge pages for q and x, torch's reductions for the checks."""
+    found = []
+    for large, small in ((10**9, 10**9), (0, 0)):
+        monkeypatch.setattr("fairopt.memory.LARGE", large)
+        monkeypatch.setattr(sys.modules["fairopt.formulate"], "SMALL", small)
+        leaf = SCORES.to(dtype).clone().requires_grad_()
+        fair = parity()(leaf, GROUPS)
+        fair.backward(torch.arange(N, dtype=dtype))
+        found.append((fair.detach(), leaf.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("small", [0, 10**9])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_scores_that_are_not_finite_are_found(
+    monkeypatch: pytest.MonkeyPatch, small: int, value: float
+) -> None:
+    monkeypatch.setattr(sys.modules["fairopt.formulate"], "SMALL", small)
+    for at in (0, 7, N - 1):
+        scores = SCORES.clone()
+        scores[at] = value
+        with pytest.raises(ProblemError, match=rf"1 NaN or infinite ones, first at index \({at},"):
+            parity()(scores, GROUPS)
+
+
+@pytest.mark.parametrize("small", [0, 10**9])
+@pytest.mark.parametrize("code", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])
+def test_codes_of_every_width(
+    monkeypatch: pytest.MonkeyPatch, small: int, code: torch.dtype
+) -> None:
+    monkeypatch.setattr(sys.modules["fairopt.formulate"], "SMALL", small)
+    want = parity()(SCORES, GROUPS)
+    assert torch.equal(parity()(SCORES, GROUPS.to(code)), want)
+    for factor in (63, 64):  # the largest code kept, and the smallest that is renumbered
+        got = parity()(SCORES, (factor * GROUPS).to(code))
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-15)  # 64 cells: another kernel
+    if code != torch.uint8:
+        with pytest.raises(ProblemError, match="expected codes of at least 0, got -1"):
+            parity()(SCORES, (-GROUPS).to(code))

@@ -36,13 +36,12 @@ vectorise; the function ``unclipped`` may not, for that would undo the compensat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
+from fairopt.compiled import compiled
 from fairopt.solution import TINY
 
 __all__ = [
@@ -81,18 +80,6 @@ ITERATION, TRIES, STALLS, PENDING, EVALUATIONS, REGULAR, COUNTS_SIZE = 0, 1, 2, 
 
 MAX_ITERATIONS = 2000
 MAX_TRIES = 60
-
-
-def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """njit, cached on disk; without the cache where no cache folder can be written."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        try:
-            return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
-        except RuntimeError:  # numba: "no locator available", neither folder is writable
-            return njit(nogil=True, error_model="numpy", **options)(function)
-
-    return decorate
 
 
 def at(a, i):  # type: ignore[no-untyped-def]

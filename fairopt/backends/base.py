@@ -93,7 +93,10 @@ class Backend(ABC):
         """
 
     def vjp(self, problem: QP, solution: Solution, grad_x: Tensor) -> Adjoint:
-        """The adjoint variables for dL/dx = ``grad_x``, ``(B, n)``; by default the shared rule."""
+        """The adjoint variables for dL/dx = ``grad_x``, ``(B, n)``; by default the shared rule.
+
+        Both are new tensors: the caller may overwrite them.
+        """
         return shared_adjoint(problem, solution, grad_x)
 
     def check(self, problem: Problem) -> None:

@@ -6,7 +6,6 @@ form, where a pass costs O(n + m K) and memory one copy of the scores. Exact to 
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ from fairopt.backends._threads import each, in_parallel
 from fairopt.backends.base import Backend, Capabilities
 from fairopt.errors import ProblemError, UnsupportedProblemError
 from fairopt.kkt import Adjoint, least_norm
+from fairopt.memory import NUMPY, empty
 from fairopt.problem import QP, CellRows, Problem, cell_factor, is_uniform, trusted
 from fairopt.solution import ROW_PRECISION, Solution, Status
 
@@ -30,7 +30,6 @@ Array = NDArray[Any]
 # Below this many samples a second thread costs more than it brings: a pass over a million takes
 # 0.2 ms, and torch's own threads still spin on the other core when ours wake.
 PARALLEL_FROM = 2_000_000
-HUGE_FROM = 4_000_000
 
 
 class Numba(Backend):
@@ -55,6 +54,8 @@ class Numba(Backend):
 
     def workers(self, batch: int, n: int) -> int:
         """How many threads a batch of this size is worth."""
+        if batch * n < PARALLEL_FROM:
+            return 1
         available = self.threads or torch.get_num_threads()
         return max(1, min(available, batch * n // (PARALLEL_FROM // 2)))
 
@@ -62,23 +63,23 @@ class Numba(Backend):
         assert isinstance(problem, QP)
         begun = time.perf_counter()
         data = Data(problem)
-        batch, m, n = problem.shape
-        K = data.C.shape[2]
-        answer = empty((batch, n), data.q.dtype)
-        x = answer.numpy()
+        fixed = data.constants
+        batch, m, K = fixed.C.shape
+        n = data.q.shape[1]
+        answer, x = empty((batch, n), fixed.dtype)
         y, T, worst = np.empty((batch, m)), np.empty((2, batch, K)), np.empty(batch)
         status, passes = np.empty(batch, np.int64), np.empty(batch, np.int64)
         precision = ROW_PRECISION[problem.q.dtype]
         workers = self.workers(batch, n)
-        if workers > 1 and batch == 1 and not data.grouped:
+        if workers > 1 and batch == 1 and not fixed.grouped:
             status[0], passes[0], worst[0] = solve_parallel(data, workers, x[0], y[0], T[:, 0])
             failures = int(status[0] != kernels.CONVERGED or not worst[0] <= precision)
         else:
 
             def some(first: int, last: int) -> int:
                 failed: int = kernels.solve(
-                    data.C, data.l, data.u, data.q, *data.scalars_or_arrays, data.cell,
-                    data.grouped, data.single, precision, first, last,
+                    fixed.C, fixed.l, fixed.u, data.q, *fixed.scalars_or_arrays, data.cell,
+                    fixed.grouped, fixed.single, precision, first, last,
                     x, y, T, status, passes, worst,
                 )  # fmt: skip
                 return failed
@@ -101,19 +102,20 @@ class Numba(Backend):
         if not isinstance(problem.rows, CellRows):
             return super().vjp(problem, solution, grad_x)
         data, y, T = solution.context
-        batch, _, n = problem.shape
-        g = as_numpy(grad_x.detach(), data.q.dtype)
-        step, nu = empty(g.shape, g.dtype), np.empty_like(y)
-        v = step.numpy()
+        fixed = data.constants
+        batch, n = data.q.shape
+        g = as_numpy(grad_x.detach() if grad_x.requires_grad else grad_x, data.q.dtype)
+        step, v = empty(g.shape, fixed.dtype)
+        nu = np.empty_like(y)
         workers = self.workers(batch, n)
         if workers == 1 and kernels.adjoint(
-            data.C, data.l, data.u, y, data.q, *data.scalars_or_arrays, data.cell, T, g,
+            fixed.C, fixed.l, fixed.u, y, data.q, *fixed.scalars_or_arrays, data.cell, T, g,
             0, batch, v, nu,
         ):  # fmt: skip
             return Adjoint(step, torch.from_numpy(nu))
 
         cut = [n * i // workers for i in range(workers + 1)]
-        sums = np.empty((2, workers, batch, data.C.shape[2]))
+        sums = np.empty((2, workers, batch, fixed.C.shape[2]))
 
         def accumulate(c: int) -> None:
             for b in range(batch):
@@ -124,8 +126,8 @@ class Numba(Backend):
 
         each(workers, accumulate)
         s, h = torch.from_numpy(sums.sum(1))
-        active = torch.from_numpy((y != 0) | (data.l == data.u))
-        coefficient = torch.from_numpy(data.C)
+        active = torch.from_numpy((y != 0) | (fixed.l == fixed.u))
+        coefficient = torch.from_numpy(fixed.C)
         N, c = cell_factor(coefficient, h, s)
         least = least_norm(N * active.unsqueeze(-1), c)
         shift = (least.unsqueeze(-2) @ coefficient).squeeze(-2).numpy()
@@ -141,40 +143,41 @@ class Numba(Backend):
         return Adjoint(step, least)
 
 
-class Data:
-    """A problem as the kernels take it: NumPy arrays, and numbers where one value serves all."""
+class Constants:
+    """What the kernels take beside q and the cells: arrays, and numbers where one serves all.
+
+    Attributes:
+        grouped: whether each sample is a cell of its own (dense rows).
+        single: whether the solution is rounded to float32.
+        dtype: of q and x in the kernels.
+    """
 
     def __init__(self, problem: QP) -> None:
-        P, lb, ub = problem.P, problem.lb, problem.ub
+        P, lb, ub, rows = problem.P, problem.lb, problem.ub, problem.rows
         assert isinstance(P, Tensor)
-        rows = problem.rows
-        batch, _, n = problem.shape
         self.l, self.u = as_numpy(problem.l, np.float64), as_numpy(problem.u, np.float64)
+        self.grouped = not isinstance(rows, CellRows)
         if isinstance(rows, CellRows):
-            self.grouped = False
             self.C = as_numpy(rows.coefficient, np.float64)
-            self.cell = as_numpy(rows.cell, rows.cell.numpy().dtype)
             weight = rows.weight
         else:
-            self.grouped = True
             self.C = as_numpy(rows.to_dense().matrix, np.float64)
-            self.cell = np.broadcast_to(np.arange(n), (batch, n)).copy()
-            weight = P.new_ones(()).expand(batch, n)
+            weight = P.new_ones(()).expand_as(P)
         self.single = problem.q.dtype == torch.float32
+        self.dtype = torch.float64
         tensors = (P, weight, lb, ub)
         if all(map(is_uniform, tensors)):
             quadratic, w, lower, upper = [t.numpy().item(0) for t in tensors]
             positive = quadratic > 0
             # 1/P must not round in float32 sums; a float32 q is widened unless P is one.
-            exact = quadratic == 1 and self.single
-            self.q = as_numpy(problem.q, np.float32 if exact else np.float64)
+            if quadratic == 1 and self.single:
+                self.dtype = torch.float32
             self.scalars_or_arrays: tuple[Any, ...] = (
                 1 / quadratic if positive else 0.0, w, lower, upper,
             )  # fmt: skip
         else:
             quadratic_, w_, lower_, upper_ = (as_numpy(t, np.float64) for t in tensors)
             positive = bool((quadratic_ > 0).all())
-            self.q = as_numpy(problem.q, np.float64)
             self.scalars_or_arrays = (
                 1 / quadratic_ if positive else quadratic_,
                 w_,
@@ -187,21 +190,30 @@ class Data:
                 "not unique; add a small positive weight there"
             )
 
+
+class Data:
+    """A problem as the kernels take it."""
+
+    def __init__(self, problem: QP) -> None:
+        memo = problem.memo
+        if memo is None:
+            self.constants = Constants(problem)
+        elif "numba" not in memo:
+            self.constants = memo["numba"] = Constants(problem)
+        else:
+            self.constants = memo["numba"]
+        self.q = as_numpy(problem.q, NUMPY[self.constants.dtype])
+        if isinstance(problem.rows, CellRows):
+            cell: Array = problem.rows.cell.numpy()
+            self.cell = cell if cell.flags.c_contiguous else np.ascontiguousarray(cell)
+        else:
+            batch, _, n = problem.shape
+            self.cell = np.broadcast_to(np.arange(n), (batch, n)).copy()
+
     def of(self, b: int) -> tuple[Any, ...]:
         """1/P, weight and bounds of one problem."""
         pick = kernels.at
-        return tuple(pick(a, b) for a in self.scalars_or_arrays)  # type: ignore[no-untyped-call]
-
-
-def empty(shape: tuple[int, ...], dtype: Any) -> Tensor:
-    """An uninitialised tensor of a NumPy dtype.
-
-    NumPy asks the system for huge pages and torch does not: for large arrays, which are new memory
-    each time, the first touch is three times faster. Small ones torch gives out faster.
-    """
-    if math.prod(shape) > HUGE_FROM:
-        return torch.from_numpy(np.empty(shape, dtype))
-    return torch.empty(shape, dtype=torch.float32 if dtype == np.float32 else torch.float64)
+        return tuple(pick(a, b) for a in self.constants.scalars_or_arrays)  # type: ignore[no-untyped-call]
 
 
 def as_numpy(tensor: Tensor, dtype: Any) -> Array:
@@ -216,7 +228,8 @@ def solve_parallel(
     data: Data, workers: int, x: Array, y: Array, tilts: Array
 ) -> tuple[int, int, float]:
     """One large problem: every pass split over the threads, the small algebra in one."""
-    q, cell, C, l, u = data.q[0], data.cell[0], data.C[0], data.l[0], data.u[0]
+    fixed = data.constants
+    q, cell, C, l, u = data.q[0], data.cell[0], fixed.C[0], fixed.l[0], fixed.u[0]
     inverse, w, lb, ub = data.of(0)
     n, (m, K) = len(q), C.shape
     cut = [n * i // workers for i in range(workers + 1)]
@@ -267,13 +280,13 @@ def solve_parallel(
 
     def write(c: int) -> None:
         ends = cut[c], cut[c + 1]
-        if pair and data.single:
+        if pair and fixed.single:
             kernels.pair_write(
                 q, inverse, w, lb, ub, cell, T[0], T[1], *ends, x, parts[0, c], parts[2, c]
             )
             return
         kernels.write(q, inverse, w, lb, ub, cell, T[0], T[1], *ends, x)
-        if data.single:
+        if fixed.single:
             kernels.evaluate(qs, ps, ws, los, ups, place, T[0], T[1], *ends, True, *parts[:3, c])
 
     rounding = kernels.sum_rounding(n)
