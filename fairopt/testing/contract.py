@@ -288,7 +288,8 @@ class BackendContract:
         """
         if form.quadratic is None:
             return
-        found = draw(replace(form, batch=1))
+        small = replace(form, batch=1, n=5, sides=("equal", "upper", "inside only"))
+        found = draw(small)  # two solves for each of its numbers
         problem = found.problem
         assert isinstance(problem, QP)
         P, q, *rows, l, u, lb, ub = problem.tensors
