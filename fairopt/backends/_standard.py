@@ -117,8 +117,9 @@ def proximal_metric(problem: Problem) -> Tensor:
     length = torch.linalg.vector_norm(matrix(problem), dim=-1)
     sides = torch.cat([problem.l / length, problem.u / length, problem.lb, problem.ub], -1).abs()
     known = torch.isfinite(sides) & (sides > 0)
-    typical = torch.where(known, sides, torch.nan).nanmedian(-1, keepdim=True).values
-    typical = torch.nan_to_num(typical, nan=1.0)
+    middle = (known.sum(-1, keepdim=True) - 1).clamp(min=0) // 2
+    typical = torch.where(known, sides, torch.inf).sort(-1).values.gather(-1, middle)
+    typical = torch.where(torch.isfinite(typical), typical, 1.0)
     base = d.amax(-1, keepdim=True) + q.abs().amax(-1, keepdim=True) / typical
     base = torch.where(base > 0, base, 1.0)
     return torch.where(d > 0, d, base)
@@ -160,8 +161,8 @@ class Standard:
 
     Args:
         problem: from ``to_dense``.
-        kind: its ``curvature``. A ``NONCONVEX`` problem is given K = I, which keeps it finite.
-        weight: of the proximal term, ``(B,)``, relative to the curvature; zero for none.
+        weight: of the proximal term, ``(B,)``, relative to the curvature; zero for none. Where P
+            and the term are not definite together, what comes out is of no use, but finite.
         center: ``(B, n)``, where that term is zero.
 
     Attributes:
@@ -170,7 +171,7 @@ class Standard:
         E, e: ``(B, r, k)`` and ``(B, r)``; r may be 0.
     """
 
-    def __init__(self, problem: Problem, kind: Tensor, weight: Tensor, center: Tensor) -> None:
+    def __init__(self, problem: Problem, weight: Tensor, center: Tensor) -> None:
         P, A = quadratic(problem), matrix(problem)
         q = linear_term(problem)
         l, u, lb, ub = problem.l, problem.u, problem.lb, problem.ub
@@ -192,8 +193,9 @@ class Standard:
         else:
             K = P * s.unsqueeze(-1) * s.unsqueeze(-2)
             K = K + torch.diag_embed(torch.where(s == 0, 1.0, proximal * s.square()))
-            K = torch.where((kind == NONCONVEX).view(-1, 1, 1), eye, K)
-            self.root, _ = torch.linalg.cholesky_ex(K)
+            root, failed = torch.linalg.cholesky_ex(K)
+            failed = (failed != 0).view(-1, 1, 1)  # K = I keeps the garbage to come finite
+            K, self.root = torch.where(failed, eye, K), torch.where(failed, eye, root)
             inverse = torch.cholesky_inverse(self.root)
             variance = inverse.diagonal(dim1=-2, dim2=-1)
             whole = torch.linalg.solve_triangular(self.root, scaled.mT, upper=False).mT

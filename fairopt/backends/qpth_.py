@@ -2,7 +2,8 @@
 
 Best for many small dense problems at once, above all on a GPU: P of any form, any rows and bounds,
 LPs too. Each iteration factors one dense matrix per problem with a row for every finite side, so
-large problems are for other backends. All work in float64.
+large problems are for other backends. All work is in float64. An LP whose best vertices are nearly
+tied may come out as stalled; ``highs`` is the better choice for LPs on the CPU.
 
 qpth (Amos and Kolter, "OptNet", ICML 2017) wants a positive definite P, one-sided rows, equalities
 apart and independent, no infinite side: ``_standard`` brings a batch into that form. What comes
@@ -17,7 +18,7 @@ import importlib.util
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -55,7 +56,7 @@ ENOUGH = {torch.float64: (1e-9, 1e-9, 1e-11), torch.float32: (1e-4, 1e-4, 1e-4)}
 # one: the smaller, the further it moves and the worse its condition. For a definite P, with the
 # minimum without constraints perhaps very far from narrow bounds, a large one sees what is near.
 PROXIMAL = {
-    SINGULAR: (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e2, 1e4),
+    SINGULAR: (1e-2, 1e-3, 1e-4, 1e-5, 1e-4, 1e-6, 1e2),
     DEFINITE: (0.0, 1e2, 1e4, 1e6, 1e8, 1e3, 1e5),
 }
 ATTEMPTS = 7
@@ -184,7 +185,7 @@ class QPTH(Backend):
         """
         singular, definite = PROXIMAL[SINGULAR][count], PROXIMAL[DEFINITE][count]
         weight = torch.where(kind == SINGULAR, singular, definite).to(center.dtype)
-        form = Standard(problem, kind, weight, center)
+        form = Standard(problem, weight, center)
         if not form.G.shape[-2]:
             z, nu = form.without_inequalities()
             return form.recover(z, form.h, nu)
@@ -209,6 +210,7 @@ class Pursuit:
     Attributes:
         problem, kind: the batch and its curvature.
         x, y: the best known points and multipliers, ``(B, n)`` and ``(B, m)``.
+        center: the latest points, where they are any good; the next attempts start from there.
         open: indices of the problems not yet solved.
     """
 
@@ -218,6 +220,7 @@ class Pursuit:
         self.backend = backend
         self.problem, self.kind = problem, kind
         self.x, self.y = x, y
+        self.center = nearby(problem, x, torch.zeros_like(x))
         self.open = open_
 
     @staticmethod
@@ -248,10 +251,10 @@ class Pursuit:
             where, part = self.part()
             old_x, old_y = self.x[where], self.y[where]
             before = error(part, old_x, old_y)
-            near = (row_excess(part.rows, part.l, part.u, old_x) <= NEAR).all(-1, keepdim=True)
-            center = torch.where(near, old_x, 0.0)
+            center = self.center[where]
             x, y = self.backend.attempt(part, self.kind[where], center, count)
             x, y = refine(part, x, y)
+            self.center = self.center.index_copy(0, where, nearby(part, x, center))
             after = error(part, x, y)
             better = (after < before).unsqueeze(-1)
             x, y = torch.where(better, x, old_x), torch.where(better, y, old_y)
@@ -273,12 +276,18 @@ def error(problem: Problem, x: Tensor, y: Tensor) -> Tensor:
     return shortfall(Solution(problem=problem, x=x, row_dual=y, status=(), backend=""), AIM)
 
 
+def nearby(problem: Problem, x: Tensor, other: Tensor) -> Tensor:
+    """x where it violates no row by much, else the other point."""
+    near = (row_excess(problem.rows, problem.l, problem.u, x) <= NEAR).all(-1, keepdim=True)
+    return torch.where(near, x, other)
+
+
 def feasible(problem: Problem, x: Tensor) -> Tensor:
     """Whether x, within the bounds, satisfies the rows to a tolerance that tells: ``(B,)``."""
     return (row_excess(problem.rows, problem.l, problem.u, x) <= FEASIBLE).all(-1)
 
 
-def shortfall(solution: Solution, limits: dict[torch.dtype, tuple[float, ...]]) -> Tensor:
+def shortfall(solution: Solution, limits: Mapping[torch.dtype, tuple[float, ...]]) -> Tensor:
     """The worst of our residuals in units of these limits and of the promised precision: ``(B,)``.
 
     Above 1, the problem is not solved to these limits; NaN counts as infinite.
