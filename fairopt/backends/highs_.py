@@ -34,7 +34,7 @@ from scipy.optimize import linprog
 from fairopt.backends.base import Backend, Capabilities
 from fairopt.errors import ProblemError
 from fairopt.problem import LP, Problem
-from fairopt.refine import finish, proves_infeasible
+from fairopt.refine import finish, proves_infeasible, sharpen_proof
 from fairopt.solution import Solution, Status
 
 __all__ = ["HiGHS"]
@@ -103,48 +103,56 @@ class HiGHS(Backend):
     def solve(self, problem: Problem) -> Solution:
         assert isinstance(problem, LP)
         begun = time.perf_counter()
-        batch, m, n = problem.shape
         programs = scaled(problem)
-        runs = self.each(programs, self.method)
-        x, y = np.zeros((batch, n)), np.zeros((batch, m))
-        status = [Status.STALLED] * batch
-        for b, (program, run) in enumerate(zip(programs, runs, strict=True)):
-            if run.status == SOLVED:
-                status[b] = Status.SOLVED
-                x[b], y[b] = run.x * program.unit, run.y / program.row_unit * program.cost_unit
-        iterations = [run.iterations for run in runs]
-        unsolved = [b for b, run in enumerate(runs) if run.status not in (SOLVED, LIMIT)]
+        answers = [
+            program.answer(run)
+            for program, run in zip(programs, self.each(programs, self.method), strict=True)
+        ]
+        unsolved = [b for b, answer in enumerate(answers) if answer.status is None]
+        if unsolved:
+            self.explain(problem, programs, answers, unsolved)
+        solution = finish(
+            problem,
+            torch.from_numpy(np.stack([answer.x for answer in answers])),
+            torch.from_numpy(np.stack([answer.y for answer in answers])),
+            backend=self.name,
+            status=tuple(answer.status or Status.STALLED for answer in answers),
+            iterations=tuple(answer.iterations for answer in answers),
+        )
+        return replace(solution, seconds=time.perf_counter() - begun)
 
-        # Why not? First: is there a point that satisfies the rows? Proofs are the simplex method's,
-        # whose multipliers are exact; after a crossover they are sometimes not.
+    def explain(
+        self, problem: LP, programs: list[Program], answers: list[Answer], unsolved: list[int]
+    ) -> None:
+        """Find out why some problems have no solution; what cannot be proven is left unsaid.
+
+        The proofs are the simplex method's, whose multipliers are exact; after a crossover they
+        are sometimes not.
+        """
+        # Is there a point that satisfies the rows?
         nearest = self.each([programs[b].elastic() for b in unsolved], "simplex")
         for b, run in zip(unsolved, nearest, strict=True):
-            iterations[b] += run.iterations
-            if run.status == SOLVED:
-                x[b], y[b] = run.x[:n] * programs[b].unit, run.y / programs[b].row_unit
-        infeasible = proves_infeasible(problem, torch.from_numpy(y)).tolist() if unsolved else []
-        # If so: does the objective fall for ever from there?
+            answers[b] = answers[b].with_point(programs[b].answer(run))
+        y = torch.from_numpy(np.stack([answer.y for answer in answers]))
+        # Rounding may leave multipliers that push a little to sides that are not there.
+        good = proves_infeasible(problem, y).unsqueeze(-1)
+        y = torch.where(good, y, sharpen_proof(problem, y))
+        infeasible = proves_infeasible(problem, y).tolist()
         feasible = []
         for b, run in zip(unsolved, nearest, strict=True):
             if infeasible[b]:
-                status[b] = Status.INFEASIBLE
+                answers[b] = replace(answers[b], status=Status.INFEASIBLE, y=y[b].numpy())
             elif run.status == SOLVED and run.objective <= PROOF * programs[b].size():
                 feasible.append(b)
+        # If so: does the objective fall for ever?
         rays = self.each([programs[b].directions() for b in feasible], "simplex")
         for b, run in zip(feasible, rays, strict=True):
-            iterations[b] += run.iterations
-            if run.status == SOLVED and programs[b].falls_along(run.x):
-                status[b] = Status.UNBOUNDED
-
-        solution = finish(
-            problem,
-            torch.from_numpy(x),
-            torch.from_numpy(y),
-            backend=self.name,
-            status=tuple(status),
-            iterations=tuple(iterations),
-        )
-        return replace(solution, seconds=time.perf_counter() - begun)
+            falls = run.status == SOLVED and programs[b].falls_along(run.x)
+            answers[b] = replace(
+                answers[b],
+                status=Status.UNBOUNDED if falls else None,
+                iterations=answers[b].iterations + run.iterations,
+            )
 
     def each(self, programs: list[Program], method: Method) -> list[Run]:
         """Solve several programs, on as many threads as torch may use."""
@@ -202,6 +210,20 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What is known of one problem, in its own units; ``status`` is ``None`` while that is open."""
+
+    status: Status | None
+    x: Array
+    y: Array
+    iterations: int
+
+    def with_point(self, other: Answer) -> Answer:
+        """This status, at the other's point."""
+        return replace(other, status=self.status, iterations=self.iterations + other.iterations)
+
+
+@dataclass(frozen=True)
 class Program:
     """One LP in NumPy, scaled.
 
@@ -220,6 +242,12 @@ class Program:
     unit: float = 1.0
     row_unit: Any = 1.0
     cost_unit: float = 1.0
+
+    def answer(self, run: Run) -> Answer:
+        """What a run on this program, or on one with further variables, says of the problem."""
+        ends = {SOLVED: Status.SOLVED, LIMIT: Status.STALLED}
+        x, y = run.x[: len(self.c)] * self.unit, run.y / self.row_unit * self.cost_unit
+        return Answer(ends.get(run.status), x, y, run.iterations)
 
     def elastic(self) -> Program:
         """The least total violation of the rows; always feasible, and never below zero.
