@@ -47,8 +47,9 @@ import torch
 from torch import Tensor
 
 from fairopt.lu import lu_factor
-from fairopt.problem import LP, QP, Problem, SparseRows, compact
-from fairopt.solution import Solution
+from fairopt.problem import QP, Problem, SparseRows, compact
+from fairopt.solution import ROW_PRECISION, Solution
+from fairopt.ties import carrying, shortest
 
 __all__ = ["Adjoint", "Gradients", "Reduced", "adjoint", "gradients", "least_norm", "solve_reduced"]
 
@@ -211,7 +212,30 @@ def adjoint(
     d = problem.diagonal()
     active = row_sides(problem, solution, d) != 0
     free = bound_sides(problem, solution, d) == 0
+    active = carried(problem, solution.x, solution.row_dual, active, free)
     return Adjoint(*reduced(problem, active, free, d, -g.double()))
+
+
+def tight_sides(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Which upper and which lower sides x meets, to the promised precision: ``(B, m)``, bool."""
+    limit = ROW_PRECISION[x.dtype]
+    x = x.detach().double()
+    value = problem.rows.apply(x)
+    scale = problem.rows.absolute().apply(x.abs().amax(-1, keepdim=True).expand_as(x))
+    u, l = problem.u.double(), problem.l.double()
+    upper = torch.isfinite(u) & (u - value <= limit * (scale + u.abs()))
+    lower = torch.isfinite(l) & (value - l <= limit * (scale + l.abs()))
+    return upper, lower
+
+
+def carried(problem: QP, x: Tensor, y: Tensor, active: Tensor, free: Tensor) -> Tensor:
+    """The rows that count as active when several multipliers belong to x; see ``fairopt.ties``."""
+    upper, lower = tight_sides(problem, x)
+    if not bool(((upper | lower) & ~active).any()):
+        return active
+    d = problem.diagonal()
+    N, _ = problem.rows.factor(torch.where(free, 1 / d, 0.0), d)
+    return carrying(N, y, active, upper | (active & (y > 0)), lower | (active & (y < 0)))
 
 
 def is_definite_diagonal(problem: QP) -> bool:
@@ -269,6 +293,29 @@ def solve_dense(
     return z[:, :n] * root, z[:, n:] * scale
 
 
+def shortest_multipliers(
+    problem: QP, solution: Solution, g: Tensor, adjoint: Adjoint
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y and nu of ``fairopt.ties``, ``(B, m)``, and the side that each row is pushed to.
+
+    Where tight rows depend on each other, the gradients of rows and sides depend on which y and nu
+    are taken, so these are the shortest: every backend has the same. A row whose sides meet is
+    pushed to the side that the sign of y tells, and to both alike (0) where y is zero.
+    """
+    d = problem.diagonal()
+    row_side = row_sides(problem, solution, d)
+    free = bound_sides(problem, solution, d) == 0
+    upper, lower = tight_sides(problem, solution.x)
+    upper, lower = upper | (row_side > 0), lower | (row_side < 0)
+    meet = problem.l == problem.u
+    N, c = problem.rows.factor(
+        torch.where(free, 1 / d, 0.0), g.double() + problem.apply_quadratic(adjoint.v)
+    )
+    y = shortest(N, solution.row_dual, upper | meet, lower | meet)
+    nu = least_norm(N * ((y != 0) | meet).unsqueeze(-1), c)
+    return y, nu, y.sign()
+
+
 def gradients(
     problem: QP, solution: Solution, g: Tensor, adjoint: Adjoint, needed: tuple[bool, ...]
 ) -> Gradients:
@@ -293,12 +340,11 @@ def gradients(
         else:
             outer = v.unsqueeze(-1) * x.unsqueeze(-2)
             grad_P = 0.5 * (outer + outer.mT)
-    if any(need_rows):
-        grad_rows = problem.rows.pull_back(solution.row_dual, v, nu, x)
-    if need_l or need_u:
-        # A row whose sides meet and whose multiplier is zero belongs to both sides alike.
-        y = solution.row_dual
-        above = torch.where(y > 0, 1.0, torch.where(y < 0, 0.0, 0.5))
+    if any(need_rows) or need_l or need_u:
+        y, nu, side = shortest_multipliers(problem, solution, g, adjoint)
+        if any(need_rows):
+            grad_rows = problem.rows.pull_back(y, v, nu, x)
+        above = torch.where(side > 0, 1.0, torch.where(side < 0, 0.0, 0.5))
         grad_u, grad_l = -nu * above, -nu * (1 - above)
     if need_lb or need_ub:
         d = problem.diagonal()

@@ -66,6 +66,7 @@ __all__ = [
     "scatter",
     "solve",
     "sum_rounding",
+    "tight_sides",
     "write",
 ]
 
@@ -915,8 +916,8 @@ def excess(C, l, u, mass, s, size):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def solve_one(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, x):  # type: ignore[no-untyped-def]
-    """Solve one problem in one thread, and write its solution to x.
+def solve_one(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, precision, x, tight):  # type: ignore[no-untyped-def]
+    """Solve one problem in one thread, and write its solution to x and its tight sides to tight.
 
     Returns status, passes, multipliers (of the solution, or of the proof that there is none), both
     parts of the tilts, and the worst excess of a row.
@@ -959,7 +960,24 @@ def solve_one(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, x):  # type
         if single:
             evaluate(qs, ps, ws, los, ups, start, T[0], T[1], 0, n, True, s, h, size)
     y = Y[2] if status == INFEASIBLE else Y[0]
+    tight_sides(C, l, u, mass, s, size, precision, tight)
     return status, counts[EVALUATIONS], y, T[0], T[1], excess(C, l, u, mass, s, size)
+
+
+@compiled()
+def tight_sides(C, l, u, mass, s, size, precision, tight):  # type: ignore[no-untyped-def]
+    """For each row 1 if its upper side is met to the promised precision, plus 2 if its lower is."""
+    largest = largest_mean(size, mass)
+    for r in range(C.shape[0]):
+        value = scale = 0.0
+        for k in range(C.shape[1]):
+            value += C[r, k] * s[k]
+            scale += abs(C[r, k]) * mass[k] * largest
+        tight[r] = 0
+        if u[r] < np.inf and u[r] - value <= precision * (scale + abs(u[r])):
+            tight[r] = 1
+        if l[r] > -np.inf and value - l[r] <= precision * (scale + abs(l[r])):
+            tight[r] += 2
 
 
 @compiled()
@@ -984,6 +1002,7 @@ def solve(
     status,
     passes,
     worst,
+    tight,
 ):  # type: ignore[no-untyped-def]
     """Solve the problems first <= b < last of a batch, one after the other, in one thread.
 
@@ -995,7 +1014,20 @@ def solve(
     for b in range(first, last):
         qb, pb, wb, lo, up = q[b], at(inverse, b), at(w, b), at(lb, b), at(ub, b)
         status[b], passes[b], y[b], T[0, b], T[1, b], worst[b] = solve_one(
-            C[b], l[b], u[b], qb, pb, wb, lo, up, cell[b], grouped, single, x[b]
+            C[b],
+            l[b],
+            u[b],
+            qb,
+            pb,
+            wb,
+            lo,
+            up,
+            cell[b],
+            grouped,
+            single,
+            precision,
+            x[b],
+            tight[b],
         )
         if status[b] != CONVERGED or not worst[b] <= precision:
             failures += 1

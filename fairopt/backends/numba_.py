@@ -22,6 +22,7 @@ from fairopt.kkt import Adjoint, least_norm
 from fairopt.memory import NUMPY, empty
 from fairopt.problem import QP, CellRows, Problem, cell_factor, is_uniform, trusted
 from fairopt.solution import ROW_PRECISION, Solution, Status
+from fairopt.ties import carrying
 
 __all__ = ["Numba"]
 
@@ -69,10 +70,13 @@ class Numba(Backend):
         answer, x = empty((batch, n), fixed.dtype)
         y, T, worst = np.empty((batch, m)), np.empty((2, batch, K)), np.empty(batch)
         status, passes = np.empty(batch, np.int64), np.empty(batch, np.int64)
+        tight = np.empty((batch, m), np.uint8)
         precision = ROW_PRECISION[problem.q.dtype]
         workers = self.workers(batch, n)
         if workers > 1 and batch == 1 and not fixed.grouped:
-            status[0], passes[0], worst[0] = solve_parallel(data, workers, x[0], y[0], T[:, 0])
+            status[0], passes[0], worst[0] = solve_parallel(
+                data, workers, precision, x[0], y[0], T[:, 0], tight[0]
+            )
             failures = int(status[0] != kernels.CONVERGED or not worst[0] <= precision)
         else:
 
@@ -80,7 +84,7 @@ class Numba(Backend):
                 failed: int = kernels.solve(
                     fixed.C, fixed.l, fixed.u, data.q, *fixed.scalars_or_arrays, data.cell,
                     fixed.grouped, fixed.single, precision, first, last,
-                    x, y, T, status, passes, worst,
+                    x, y, T, status, passes, worst, tight,
                 )  # fmt: skip
                 return failed
 
@@ -94,14 +98,14 @@ class Numba(Backend):
             backend=self.name,
             iterations=tuple(passes.tolist()),
             seconds=time.perf_counter() - begun,
-            context=(data, y, T),
+            context=(data, y, T, tight),
         )
 
     def vjp(self, problem: QP, solution: Solution, grad_x: Tensor) -> Adjoint:
         """Two passes over the samples and the shared least-squares problem in the cells."""
         if not isinstance(problem.rows, CellRows):
             return super().vjp(problem, solution, grad_x)
-        data, y, T = solution.context
+        data, y, T, tight = solution.context
         fixed = data.constants
         batch, n = data.q.shape
         g = as_numpy(grad_x.detach() if grad_x.requires_grad else grad_x, data.q.dtype)
@@ -129,6 +133,11 @@ class Numba(Backend):
         active = torch.from_numpy((y != 0) | (fixed.l == fixed.u))
         coefficient = torch.from_numpy(fixed.C)
         N, c = cell_factor(coefficient, h, s)
+        upper, lower = (
+            torch.from_numpy((tight & 1 != 0) | (y > 0)),
+            torch.from_numpy((tight & 2 != 0) | (y < 0)),
+        )
+        active = carrying(N, torch.from_numpy(y), active, upper, lower)
         least = least_norm(N * active.unsqueeze(-1), c)
         shift = (least.unsqueeze(-2) @ coefficient).squeeze(-2).numpy()
 
@@ -225,7 +234,13 @@ def as_numpy(tensor: Tensor, dtype: Any) -> Array:
 
 
 def solve_parallel(
-    data: Data, workers: int, x: Array, y: Array, tilts: Array
+    data: Data,
+    workers: int,
+    precision: float,
+    x: Array,
+    y: Array,
+    tilts: Array,
+    tight: Array,
 ) -> tuple[int, int, float]:
     """One large problem: every pass split over the threads, the small algebra in one."""
     fixed = data.constants
@@ -301,6 +316,7 @@ def solve_parallel(
     tilts[:] = T[:2]
     each(workers, write)
     s, _, size = parts[:3].sum(1)
+    kernels.tight_sides(C, l, u, mass, s, size, precision, tight)
     return status, int(counts[kernels.EVALUATIONS]), kernels.excess(C, l, u, mass, s, size)
 
 
