@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import subprocess
 import sys
+import time
 import types
 import warnings
 from collections.abc import Iterator
@@ -231,6 +232,14 @@ def test_a_step_that_is_exactly_zero_is_no_infinite_step() -> None:
     assert x.item() == 0.0
 
 
+def test_the_step_length_in_place_of_qpth_s(raw: Any) -> None:
+    v, dv = 0.1 + torch.rand(5, 7, dtype=DOUBLE), torch.randn(5, 7, dtype=DOUBLE)
+    theirs = importlib.import_module("qpth.solvers.pdipm.batch").get_step(v, dv)
+    assert torch.equal(qpth_.load().get_step(v, dv), theirs.clamp(max=1.0))
+    dv[:, 3] = 0.0
+    assert bool((qpth_.load().get_step(v, dv) > 0).all())
+
+
 def test_no_rows_and_no_bounds() -> None:
     x = small(QP(tensor([2.0, 4.0]), tensor([2.0, 2.0]), *no_rows(1, 2)))
     assert torch.equal(x, tensor([-1.0, -0.5]))
@@ -315,11 +324,21 @@ def test_units_do_not_matter(scale: float) -> None:
     assert (x - small(problem)).abs().max() < 1e-11
 
 
-def test_bounds_a_millionth_as_wide_as_the_scores_are_far() -> None:
-    scores = 1e3 * torch.randn(2, 20, dtype=DOUBLE)
-    problem = formulate([DemographicParity(1e-4)], scores, torch.arange(20) % 3, bounds=(0.0, 1e-3))
+@pytest.mark.parametrize("seed", [8, 26, 74])
+def test_bounds_a_thousandth_as_wide_as_the_scores_are_far(seed: int) -> None:
+    # Weights over six orders, some variables fixed: one attempt without a proximal term misses it.
+    torch.manual_seed(seed)
+    n, width = 14, 1e-3
+    scores = 5 * torch.randn(1, n, dtype=DOUBLE)
+    weights = 10 ** (6 * torch.rand(n, dtype=DOUBLE) - 3)
+    lb = torch.full((n,), 0.25 * width, dtype=DOUBLE)
+    ub = lb + width * (torch.rand(n) < 0.5)
+    groups = torch.randint(0, 7, (n,))
+    problem = formulate(
+        [DemographicParity(0.01 * width)], scores, groups, bounds=(lb, ub), weights=weights
+    )
     reference = solve(problem, backend="numba")
-    assert (small(problem) - reference.x).abs().max() < 1e-12
+    assert (small(problem) - reference.x).abs().max() < 1e-12 * width
 
 
 @pytest.mark.parametrize("rank", [0, 3])
@@ -712,6 +731,24 @@ def test_threads_with_problems_of_different_sizes() -> None:
         together = [s.x for s in pool.map(backend.solve, problems)]
     for problem, x in zip(problems, together, strict=True):
         assert torch.equal(x, backend.solve(problem).x)
+
+
+def test_one_thread_at_a_time_is_in_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
+    solver = qpth_.load()
+    plain, inside, most = solver.forward, [0], [0]
+
+    def forward(*args: Any, **options: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        answer = plain(*args, **options)
+        inside[0] -= 1
+        return answer
+
+    monkeypatch.setattr(solver, "forward", forward)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(QPTH().solve, [problem_of(seed=k) for k in range(4)]))
+    assert most[0] == 1
 
 
 def test_the_solver_is_loaded_without_the_package_around_it() -> None:
