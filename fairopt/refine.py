@@ -34,7 +34,8 @@ from fairopt.solution import TINY, Solution, Status, gradient
 
 __all__ = ["Point", "finish", "proves_infeasible", "refine", "refined", "sharpen_proof"]
 
-ROUNDS = 10
+ROUNDS = 10  # steps from one active set to the next, which may cycle
+ASCENTS = 100  # multipliers dropped one by one; each makes progress
 EXACT = 1e-15  # relative to the size of the terms: nothing is left to correct
 # A multiplier that moves its row by less than this share of the row's scale is taken for zero: the
 # row is weakly active, which counts as inactive. Above rounding, below the promise of 1e-12.
@@ -42,6 +43,8 @@ WEAK = 1e-13
 # A proof of infeasibility may take coefficients for zero that are this much smaller than the terms
 # they are the sum of, and must exceed the sides by more than this share of its own terms.
 PROOF = 1e-11
+# In a solver's own proof, what is smaller than this share of its terms is meant to be zero.
+MEANT = 1e-5
 
 
 def refine(
@@ -69,7 +72,8 @@ def refined(
     """``refine``, with the active set and the error of what it found."""
     work = Refinement(problem, reduced)
     best = now = work.point(work.clip(finite(x)), finite(row_dual))
-    for _ in range(ROUNDS + row_dual.shape[-1]):
+    steps, ascents = ROUNDS, ASCENTS
+    while steps and ascents:
         new = work.point(*work.step(now))
         if bool((new.error <= EXACT).all()):  # as a rule, after one step
             best = new
@@ -82,6 +86,9 @@ def refined(
             y, moved = work.ascend(new, settled & open_)
             settled = settled & ~moved
             new = work.point(new.x, y)
+            ascents -= 1
+        else:
+            steps -= 1
         if bool((settled | ~open_).all()):
             break
         now = new
@@ -315,6 +322,8 @@ def sharpen_proof(problem: Problem, y: Tensor) -> Tensor:
         support = support & (share > 1e-7 * share.amax(-1, keepdim=True))
     y = torch.where(support, y, 0.0)
     a = problem.rows.transpose_apply(y)
-    unbounded = torch.where(a > 0, torch.isinf(problem.lb), torch.isinf(problem.ub)).double()
-    N, c = problem.rows.factor(unbounded, a)
+    small = a.abs() <= MEANT * problem.rows.absolute().transpose_apply(y.abs())
+    no_lower, no_upper = torch.isinf(problem.lb), torch.isinf(problem.ub)
+    unbounded = torch.where(small, no_lower | no_upper, torch.where(a > 0, no_lower, no_upper))
+    N, c = problem.rows.factor(unbounded.double(), a)
     return y + least_norm(N * support.unsqueeze(-1), c)

@@ -29,9 +29,12 @@ __all__ = ["csc", "is_convex", "quadratic", "solve_sparse"]
 
 Array = NDArray[Any]
 
-DELTA = 1e-8  # of matrices with a unit diagonal and unit rows; its square root of digits is lost
-STEPS = 50
-PROJECTIONS = 4
+# Of matrices with a unit diagonal and unit rows. Larger, and small eigenvalues take many steps;
+# smaller, and the solves lose more digits.
+DELTA = 1e-6
+FEWEST, STEPS = 3, 300
+THRESHOLD = 0.01  # pivots of size DELTA would lose what the solves need; costs little fill
+STALLED = 0.99  # a residual that shrinks by less in one step is out of reach
 
 
 def solve_sparse(
@@ -70,28 +73,38 @@ def shortest(H: Any, A: Any, b: Array) -> Array:
         return b
     K = sparse.block_array([[H, A.T], [A, sparse.csr_array((m, m))]], format="csc")
     J = np.concatenate([np.ones(n), -np.ones(m)])
-    factors = factorised(K + sparse.diags_array(DELTA * J, format="csc"))
-    for _ in range(PROJECTIONS):
+    factors = factorised(K + sparse.diags_array(DELTA * J, format="csc"), THRESHOLD)
+    last = np.inf
+    while True:
         z, rest = np.zeros(len(b)), b
-        for _ in range(STEPS):
-            z = z + factors.solve(rest)
+        for step in range(STEPS):
+            dz = factors.solve(rest)
+            z = z + dz
             rest, before = b - K @ z, rest
-            left, size = top(rest), top(b) + top(z)
-            if left <= 1e-15 * size or left > 0.5 * top(before):
+            left = top(rest)
+            if left <= 1e-15 * (top(b) + top(z)) or (
+                step >= FEWEST and left > STALLED * top(before)
+            ):
                 break
-        if left <= 1e-13 * size:
-            break
-        b = b - rest
-    return z
+        if left <= 1e-15 * top(b) or left > 0.1 * last:
+            return z
+        # By now dz lies in the null space: the part of b that made it, without what K z rounds.
+        b, last = b - DELTA * J * dz, left
 
 
 def top(z: Array) -> float:
     return float(np.abs(z).max(initial=0.0))
 
 
-def factorised(M: Any) -> Any:
-    """LU of a symmetric matrix, pivots on the diagonal, in an order that keeps it sparse."""
-    return splu(M.tocsc(), "MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+def factorised(M: Any, threshold: float) -> Any:
+    """LU of a symmetric matrix in an order that keeps it sparse.
+
+    Args:
+        threshold: a pivot stays on the diagonal unless it is smaller than this share of its
+            column; with zero all do, and their signs are those of the eigenvalues.
+    """
+    options = {"SymmetricMode": True}
+    return splu(M.tocsc(), "MMD_AT_PLUS_A", diag_pivot_thresh=threshold, options=options)
 
 
 def csc(matrix: SparseRows, b: int) -> Any:
@@ -134,7 +147,7 @@ def is_convex(problem: QP, b: int) -> bool:
             return False
         return True
     try:
-        factors = factorised(H + sparse.diags_array(np.full(n, shift)))
+        factors = factorised(H + sparse.diags_array(np.full(n, shift)), 0.0)
     except RuntimeError:  # a pivot is exactly zero, which cannot be in a definite matrix
         return False
     return bool((factors.perm_r == factors.perm_c).all() and (factors.U.diagonal() > 0).all())

@@ -28,7 +28,7 @@ from fairopt.backends._threads import in_parallel
 from fairopt.backends._workspaces import Workspaces
 from fairopt.backends.base import Backend, Capabilities
 from fairopt.errors import ProblemError
-from fairopt.kkt import Adjoint, Reduced, is_definite_diagonal, solve_reduced
+from fairopt.kkt import Adjoint, Reduced, adjoint, is_definite_diagonal, solve_reduced
 from fairopt.problem import QP, Problem, SparseRows
 from fairopt.refine import finish, proves_infeasible, refined, sharpen_proof
 from fairopt.solution import ROW_PRECISION, Solution, Status
@@ -38,8 +38,8 @@ __all__ = ["OSQP"]
 Array = NDArray[Any]
 
 KEPT = 16  # idle workspaces; one holds about ten copies of the problem's entries
-# What refinement did not make exact is solved again, to this much more precision.
-CLOSER = 1e-3
+# Of the precision asked for. Refinement makes most problems exact after the first.
+STAGES = (1e2, 1.0, 1e-3)
 # OSQP's own precision for certificates. That no point exists is then made exact and checked.
 CERTIFICATE = 1e-7
 
@@ -59,15 +59,6 @@ class Answer:
     iterations: int
 
 
-@dataclass
-class End:
-    """What refinement ended with: W and F of ``fairopt.kkt`` as masks, and who is exact."""
-
-    active: Tensor
-    free: Tensor
-    exact: list[bool]
-
-
 class OSQP(Backend):
     """OSQP, with workspaces that are kept between calls.
 
@@ -77,9 +68,10 @@ class OSQP(Backend):
 
     Args:
         eps: stop when the residuals of a problem, scaled to a size of about 1, are below this, both
-            absolutely and relative to their terms. The solution is made exact from there; where
-            that fails, because the wrong constraints seem active, OSQP goes on to a thousandth.
-        max_iter: stop after this many iterations, each time.
+            absolutely and relative to their terms. The solution is made exact from there: already
+            from a hundred times this where that succeeds, and where it fails, because the wrong
+            constraints seem active, from a thousandth.
+        max_iter: stop after this many iterations of each of these three.
         threads: at most this many problems of a batch at a time; by default
             ``torch.get_num_threads()`` at each call.
 
@@ -112,30 +104,25 @@ class OSQP(Backend):
         assert isinstance(problem, QP)
         begun = time.perf_counter()
         standard = Standard(problem)
-        answers = self.several(standard, range(problem.shape[0]), self.eps)
+        first, *closer = (factor * self.eps for factor in STAGES)
+        answers = self.several(standard, range(problem.shape[0]), first)
         solution = self.finished(problem, answers)
-        again = [
-            b
-            for b, good in enumerate(solution.context.exact)
-            if not good and answers[b].status is Status.SOLVED
-        ]
-        if again:
-            for b, closer in zip(
-                again, self.several(standard, again, CLOSER * self.eps), strict=True
-            ):
-                answers[b] = replace(closer, iterations=closer.iterations + answers[b].iterations)
+        for eps in closer:
+            again = [
+                b
+                for b, good in enumerate(solution.context)
+                if not good and answers[b].status is Status.SOLVED
+            ]
+            if not again:
+                break
+            for b, answer in zip(again, self.several(standard, again, eps), strict=True):
+                answers[b] = replace(answer, iterations=answer.iterations + answers[b].iterations)
             solution = self.finished(problem, answers)
         return replace(solution, seconds=time.perf_counter() - begun)
 
     def vjp(self, problem: QP, solution: Solution, grad_x: Tensor) -> Adjoint:
-        """The shared rule for the active set that refinement ended with.
-
-        Where P or the rows are sparse, by a sparse factorisation.
-        """
-        end: End = solution.context
-        return Adjoint(
-            *reduced(problem)(problem, end.active, end.free, problem.diagonal(), -grad_x.double())
-        )
+        """The shared rule, with a sparse factorisation where P or the rows are sparse."""
+        return adjoint(problem, solution, grad_x, reduced(problem))
 
     def several(self, standard: Standard, which: Sequence[int], eps: float) -> list[Answer]:
         """Some problems of the batch, side by side."""
@@ -150,16 +137,16 @@ class OSQP(Backend):
         """Problem b of the batch."""
         form = standard.scaled(b)
         m, n = standard.m, standard.n
-        key = (form.P_pattern, form.A_pattern, eps, self.max_iter)
+        key = (form.P_pattern, form.A_pattern, self.max_iter)
         work = self._workspaces.take(key)
         same = work is not None and np.array_equal(work.P, form.P)
         if not same and not is_convex(standard.problem, b):
             return Answer(np.zeros(n), np.zeros(m), Status.NONCONVEX, 0)
         if work is None:
-            work = Workspace(form, eps, self.max_iter)
+            work = Workspace(form, self.max_iter)
         else:
             work.update(form)
-        answer = work.solve()
+        answer = work.solve(eps)
         status, iterations = answer.info.status_val, answer.info.iter
         if status in SOLVED:
             self._workspaces.give(key, work)
@@ -169,7 +156,7 @@ class OSQP(Backend):
         if status not in PRIMAL_INFEASIBLE:
             # Whether there is a point at all: OSQP may have seen first that the objective falls
             # without end, or nothing within the limit.
-            nearest = Workspace(without_objective(form), eps, self.max_iter).solve()
+            nearest = Workspace(without_objective(form), self.max_iter).solve(eps)
             iterations += nearest.info.iter
             if nearest.info.status_val in PRIMAL_INFEASIBLE:
                 answer, status = nearest, nearest.info.status_val
@@ -181,7 +168,10 @@ class OSQP(Backend):
         return Answer(form.s * answer.x, form.t * answer.y[:m], Status.STALLED, iterations)
 
     def finished(self, problem: QP, answers: Sequence[Answer]) -> Solution:
-        """The solution from all answers: refined, or proven infeasible."""
+        """The solution from all answers: refined, or proven infeasible.
+
+        Its context says which problems refinement made exact.
+        """
         x, y = (
             torch.from_numpy(np.stack([getattr(answer, name) for answer in answers]))
             for name in ("x", "y")
@@ -200,21 +190,21 @@ class OSQP(Backend):
                 for s, good in zip(status, exact, strict=True)
             ),
             iterations=tuple(answer.iterations for answer in answers),
-            context=End(point.row_side != 0, point.bound_side == 0, exact),
+            context=exact,
         )  # fmt: skip
 
 
 class Workspace:
     """One OSQP solver, with the values that it holds."""
 
-    def __init__(self, form: Scaled, eps: float, max_iter: int) -> None:
+    def __init__(self, form: Scaled, max_iter: int) -> None:
         self.P, self.A = form.P, form.A
         self.solver = osqp.OSQP(algebra="builtin")
         self.solver.setup(
             form.P_pattern.matrix(form.P), form.q, form.A_pattern.matrix(form.A), form.l, form.u,
-            eps_abs=eps, eps_rel=eps, max_iter=max_iter, verbose=False, polishing=False,
+            max_iter=max_iter, verbose=False, polishing=False,
             eps_prim_inf=CERTIFICATE, eps_dual_inf=CERTIFICATE, warm_starting=True,
-            rho=1.0, scaling=0, adaptive_rho_interval=50, check_termination=10,
+            rho=1.0, scaling=0, adaptive_rho_interval=50, check_termination=5,
         )  # fmt: skip
 
     def update(self, form: Scaled) -> None:
@@ -226,7 +216,9 @@ class Workspace:
             changed["Ax"] = self.A = form.A
         self.solver.update(q=form.q, l=form.l, u=form.u, **changed)
 
-    def solve(self) -> Any:
+    def solve(self, eps: float) -> Any:
+        """From where the last solve ended."""
+        self.solver.update_settings(eps_abs=eps, eps_rel=eps)
         return self.solver.solve(raise_error=False)
 
 
