@@ -73,7 +73,7 @@ def test_command_line_starts() -> None:
 # In this order each module may import what stands before it, never what stands behind. `solve`
 # reaches backends through their registry only, and so does everything above it.
 LAYERS = [
-    {"errors", "compiled", "memory", "scan", "ties"},
+    {"errors", "compiled", "lu", "memory", "scan", "ties"},
     {"problem"},
     {"solution", "constraints", "storage"},
     {"kkt", "formulate"},

@@ -192,15 +192,13 @@ class QPTH(Backend):
         E, e = (form.E, form.e) if form.e.shape[-1] else (form.e.new_zeros(0),) * 2
         with alone:
             solver = load()
-            z, nu, lam, slack = solver.forward(
+            z, nu, lam, _ = solver.forward(
                 form.K, torch.zeros_like(form.K[..., 0]), form.G, form.h, E, e,
                 *solver.pre_factor_kkt(form.K, form.G, E),
                 eps=self.eps, verbose=-1, notImprovedLim=self.not_improved_limit,
                 maxIter=self.max_iter,
             )  # fmt: skip
             vars(solver)["factor_kkt_eye"] = None  # of shape (B, i, i); qpth would keep it
-        # What is active is best seen here, in units of how far this attempt had to go.
-        lam = torch.where(lam > slack, lam, 0.0)
         return form.recover(z, lam, form.e if nu is None else nu)
 
 
