@@ -66,7 +66,8 @@ def shortest(N: Tensor, y: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
             break
         H = torch.einsum("bmr,bm,bms->brs", U, (z != 0).double(), U)
         small = (error / (size + (size == 0))).clamp(max=1e-2) + 1e-14
-        step = torch.linalg.solve(H + small[:, None, None] * eye, left)
+        factor = torch.linalg.cholesky(H + small[:, None, None] * eye)
+        step = torch.cholesky_solve(left.unsqueeze(-1), factor).squeeze(-1)
         slope = (left * step).sum(-1)
         before = value(mu, z)
         length_ = torch.ones_like(error)
