@@ -154,6 +154,15 @@ def test_a_slightly_indefinite_P_is_caught(form: str, smallest: float, convex: b
     assert OSQP().solve(problem).status == (expected,)
 
 
+def test_a_conflict_far_smaller_than_the_data_is_found() -> None:
+    """Bounds miss a row by 1e-6 of the scores: the first stage, to 1e-4, cannot see it."""
+    q = torch.tensor([-1.0, -1e6]).double()
+    A, one = torch.tensor([[1.0, 1.0]]).double(), torch.ones(1).double()
+    solution = OSQP().solve(QP(torch.ones(2).double(), q, A, 3 * one, 3 * one, 0.0, 1.0))
+    assert solution.status == (Status.INFEASIBLE,)
+    assert float(solution.row_dual) < 0  # the lower side pushes
+
+
 def test_no_point_comes_before_no_minimum() -> None:
     """The objective falls without end, but there is no point either: that is what is said."""
     P, q = torch.tensor([0.0, 1.0]).double(), torch.tensor([-1.0, 0.0]).double()
@@ -299,13 +308,13 @@ def test_threads_never_share_a_workspace(monkeypatch: pytest.MonkeyPatch) -> Non
     lock = threading.Lock()
     original = osqp_.Workspace.solve
 
-    def watched(self: Any, eps: float) -> Any:
+    def watched(self: Any, *args: Any) -> Any:
         with lock:
             if id(self) in busy:
                 shared.append(id(self))
             busy.add(id(self))
         try:
-            return original(self, eps)
+            return original(self, *args)
         finally:
             with lock:
                 busy.discard(id(self))

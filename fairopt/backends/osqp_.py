@@ -38,8 +38,9 @@ __all__ = ["OSQP"]
 Array = NDArray[Any]
 
 KEPT = 16  # idle workspaces; one holds about ten copies of the problem's entries
-# Of the precision asked for. Refinement makes most problems exact after the first.
-STAGES = (1e2, 1.0, 1e-3)
+# Of eps and of max_iter. Refinement makes most problems exact after the first, and what does not
+# converge there may do so, or turn out infeasible, to more precision.
+STAGES = ((1e2, 0.1), (1.0, 1.0), (1e-3, 1.0))
 # OSQP's own precision for certificates. That no point exists is then made exact and checked.
 CERTIFICATE = 1e-7
 
@@ -71,7 +72,7 @@ class OSQP(Backend):
             absolutely and relative to their terms. The solution is made exact from there: already
             from a hundred times this where that succeeds, and where it fails, because the wrong
             constraints seem active, from a thousandth.
-        max_iter: stop after this many iterations of each of these three.
+        max_iter: stop each of these three after this many iterations, the first after a tenth.
         threads: at most this many problems of a batch at a time; by default
             ``torch.get_num_threads()`` at each call.
 
@@ -104,18 +105,17 @@ class OSQP(Backend):
         assert isinstance(problem, QP)
         begun = time.perf_counter()
         standard = Standard(problem)
-        first, *closer = (factor * self.eps for factor in STAGES)
-        answers = self.several(standard, range(problem.shape[0]), first)
+        answers = self.several(standard, range(problem.shape[0]), *STAGES[0])
         solution = self.finished(problem, answers)
-        for eps in closer:
+        for stage in STAGES[1:]:
             again = [
                 b
                 for b, good in enumerate(solution.context)
-                if not good and answers[b].status is Status.SOLVED
+                if not good and solution.status[b] in (Status.SOLVED, Status.STALLED)
             ]
             if not again:
                 break
-            for b, answer in zip(again, self.several(standard, again, eps), strict=True):
+            for b, answer in zip(again, self.several(standard, again, *stage), strict=True):
                 answers[b] = replace(answer, iterations=answer.iterations + answers[b].iterations)
             solution = self.finished(problem, answers)
         return replace(solution, seconds=time.perf_counter() - begun)
@@ -124,29 +124,32 @@ class OSQP(Backend):
         """The shared rule, with a sparse factorisation where P or the rows are sparse."""
         return adjoint(problem, solution, grad_x, reduced(problem))
 
-    def several(self, standard: Standard, which: Sequence[int], eps: float) -> list[Answer]:
-        """Some problems of the batch, side by side."""
+    def several(
+        self, standard: Standard, which: Sequence[int], loose: float, short: float
+    ) -> list[Answer]:
+        """Some problems of the batch, side by side, to these multiples of eps and max_iter."""
+        eps, max_iter = loose * self.eps, max(1, int(short * self.max_iter))
 
         def some(first: int, last: int) -> list[Answer]:
-            return [self.one(standard, b, eps) for b in which[first:last]]
+            return [self.one(standard, b, eps, max_iter) for b in which[first:last]]
 
         workers = min(len(which), self.threads or torch.get_num_threads())
         return [answer for part in in_parallel(some, len(which), workers) for answer in part]
 
-    def one(self, standard: Standard, b: int, eps: float) -> Answer:
+    def one(self, standard: Standard, b: int, eps: float, max_iter: int) -> Answer:
         """Problem b of the batch."""
         form = standard.scaled(b)
         m, n = standard.m, standard.n
-        key = (form.P_pattern, form.A_pattern, self.max_iter)
+        key = (form.P_pattern, form.A_pattern)
         work = self._workspaces.take(key)
         same = work is not None and np.array_equal(work.P, form.P)
         if not same and not is_convex(standard.problem, b):
             return Answer(np.zeros(n), np.zeros(m), Status.NONCONVEX, 0)
         if work is None:
-            work = Workspace(form, self.max_iter)
+            work = Workspace(form)
         else:
             work.update(form)
-        answer = work.solve(eps)
+        answer = work.solve(eps, max_iter)
         status, iterations = answer.info.status_val, answer.info.iter
         if status in SOLVED:
             self._workspaces.give(key, work)
@@ -156,7 +159,7 @@ class OSQP(Backend):
         if status not in PRIMAL_INFEASIBLE:
             # Whether there is a point at all: OSQP may have seen first that the objective falls
             # without end, or nothing within the limit.
-            nearest = Workspace(without_objective(form), self.max_iter).solve(eps)
+            nearest = Workspace(without_objective(form)).solve(eps, max_iter)
             iterations += nearest.info.iter
             if nearest.info.status_val in PRIMAL_INFEASIBLE:
                 answer, status = nearest, nearest.info.status_val
@@ -197,12 +200,12 @@ class OSQP(Backend):
 class Workspace:
     """One OSQP solver, with the values that it holds."""
 
-    def __init__(self, form: Scaled, max_iter: int) -> None:
+    def __init__(self, form: Scaled) -> None:
         self.P, self.A = form.P, form.A
         self.solver = osqp.OSQP(algebra="builtin")
         self.solver.setup(
             form.P_pattern.matrix(form.P), form.q, form.A_pattern.matrix(form.A), form.l, form.u,
-            max_iter=max_iter, verbose=False, polishing=False,
+            verbose=False, polishing=False,
             eps_prim_inf=CERTIFICATE, eps_dual_inf=CERTIFICATE, warm_starting=True,
             rho=1.0, scaling=0, adaptive_rho_interval=50, check_termination=5,
         )  # fmt: skip
@@ -216,9 +219,9 @@ class Workspace:
             changed["Ax"] = self.A = form.A
         self.solver.update(q=form.q, l=form.l, u=form.u, **changed)
 
-    def solve(self, eps: float) -> Any:
+    def solve(self, eps: float, max_iter: int) -> Any:
         """From where the last solve ended."""
-        self.solver.update_settings(eps_abs=eps, eps_rel=eps)
+        self.solver.update_settings(eps_abs=eps, eps_rel=eps, max_iter=max_iter)
         return self.solver.solve(raise_error=False)
 
 
