@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -87,7 +88,10 @@ def problem_of(
 def flat(problem: Problem) -> dict[str, Any]:
     """Every field of a problem, those of its matrices spelled out."""
     out: dict[str, Any] = {}
-    for name, value in vars(problem).items():
+    for field in dataclasses.fields(problem):
+        name, value = field.name, getattr(problem, field.name)
+        if name == "memo":  # what a backend remembers of it while it lives
+            continue
         if isinstance(value, Rows):
             out[name] = type(value)
             out.update({f"{name}.{k}": v for k, v in vars(value).items()})
