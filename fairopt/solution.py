@@ -87,6 +87,8 @@ class Solution:
         iterations: one per problem.
         seconds: wall time of the backend's solve.
         context: whatever the backend keeps for its own ``vjp``.
+        verified: whether ``fairopt.refine`` found its residual within the promise: ``solve`` then
+            does not judge again.
     """
 
     problem: Problem
@@ -97,6 +99,7 @@ class Solution:
     iterations: tuple[int, ...] = ()
     seconds: float = 0.0
     context: Any = None
+    verified: bool = False
 
     @cached_property
     def bound_dual(self) -> Tensor:

@@ -159,7 +159,7 @@ def first(solvers: Iterable[Backend], problem: Problem) -> tuple[Backend, Soluti
 def checked(solver: Backend, problem: Problem) -> Solution:
     """Solve, and let our own residuals decide whether what came back is a solution."""
     solution = answered(solver, problem)
-    if not solver.capabilities.certifies:
+    if not (solver.capabilities.certifies or solution.verified):
         solution = judged(solver, problem, solution)
     if set(solution.status) != {Status.SOLVED}:
         raise failure(solver, solution)
