@@ -399,7 +399,7 @@ BROKEN: dict[str, tuple[type[Backend], str]] = {
     "the first of the batch for all": (FirstOfTheBatch, "known_one"),
     "half of the gradient": (Halved, "shared_rule"),
     "a wrong gradient of what the batch shares": (DividedByTheBatch, "finite_differences"),
-    "no multiplier in the adjoint": (NoMultiplierInTheAdjoint, "finite_differences"),
+    "no multiplier in the adjoint": (NoMultiplierInTheAdjoint, "shared_rule"),
     "weakly active rows count as active": (Touching, "finite_differences"),
     "half of the gradient, by gradcheck": (Halved, "gradcheck"),
     "its input is changed": (InPlace, "left_alone"),

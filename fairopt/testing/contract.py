@@ -227,12 +227,17 @@ class BackendContract:
         assert isinstance(problem, QP)
         g = cotangent(found)
         needed = (True,) * len(problem.tensors)
+        adjoints = solver.vjp(problem, solution, g), Backend.vjp(solver, problem, solution, g)
+        # The pull of nu on the variables, which is unique where nu is not.
+        pull, right = (problem.rows.transpose_apply(one.nu) for one in adjoints)
+        gap = distance(pull, right)
+        expect(
+            gap <= GRADIENT[smooth.dtype],
+            f"vjp: A^T nu is off by {gap:.1e} of its size from that of "
+            "Backend.vjp(backend, problem, solution, grad_x)",
+        )
         own, shared = (
-            gradients(problem, solution, g, adjoint, needed).flat
-            for adjoint in (
-                solver.vjp(problem, solution, g),
-                Backend.vjp(solver, problem, solution, g),
-            )
+            gradients(problem, solution, g, adjoint, needed).flat for adjoint in adjoints
         )
         names = parameter_names(problem)
         for name, one, other in zip(names, own, shared, strict=True):
