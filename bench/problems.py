@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fairopt import QP, backends
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -40,3 +42,12 @@ def forward_backward(
         return fair
 
     return step
+
+
+def able(problem: QP) -> tuple[str, ...]:
+    """The installed backends whose capabilities cover a problem, in the order of ``"auto"``."""
+    return tuple(
+        name
+        for name in backends.available()
+        if backends.get(name).capabilities.missing(problem) is None
+    )
