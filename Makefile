@@ -13,6 +13,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
+# The backend qpth needs nothing but torch; its metadata asks for NumPy 1 and for CVXPY.
+QPTH ?= qpth==0.0.18
 # What else to hand to pip (a constraint: make test PIP_ARGS='numpy<2'), to pytest and to the demo.
 PIP_ARGS ?=
 PYTEST_ARGS ?=
@@ -59,7 +61,7 @@ clean:
 # at work the marker .unfinished stands in the environment; whoever finds it starts from an empty one,
 # because half-written packages can look installed.
 
-define install # $(1): environment, $(2): what to install
+define install # $(1): environment, $(2): what to install, $(3): what to install without its dependencies
 	@$(check_python)
 	@if [ ! -x $(1)/bin/python ] || [ -e $(1)/.unfinished ]; then \
 	    rm -rf $(1) && mkdir -p $(1) && touch $(1)/.unfinished && \
@@ -68,6 +70,7 @@ define install # $(1): environment, $(2): what to install
 	fi
 	@touch $(1)/.unfinished
 	$(1)/bin/python -m pip install --quiet $(TORCH) $(2) $(PIP_ARGS)
+	$(if $(3),$(1)/bin/python -m pip install --quiet --no-deps $(3))
 	@rm $(1)/.unfinished && touch $@
 endef
 
@@ -82,13 +85,13 @@ $(VENV)/.stamp-demo: pyproject.toml
 	$(call install,$(VENV),-e '.[demo]')
 
 $(VENV)/.stamp-test: pyproject.toml
-	$(call install,$(VENV),-e '.[test]')
+	$(call install,$(VENV),-e '.[test]',$(QPTH))
 
 $(VENV)/.stamp-lint: pyproject.toml
 	$(call install,$(VENV),-e '.[lint]')
 
 $(VENV)/.stamp-docs: pyproject.toml
-	$(call install,$(VENV),-e '.[docs]')
+	$(call install,$(VENV),-e '.[docs]',$(QPTH))
 
 $(BENCH_VENV)/.stamp-bench: pyproject.toml bench/requirements.txt
-	$(call install,$(BENCH_VENV),-r bench/requirements.txt -e .)
+	$(call install,$(BENCH_VENV),-r bench/requirements.txt -e .,$(QPTH))
