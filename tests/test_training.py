@@ -21,7 +21,7 @@ def adult() -> Adult:
 
 
 def trained(backend: str | Numba, adult: Adult, tolerance: float) -> Training:
-    training = Training(backend, adult, tolerance=tolerance)
+    training = Training(backend, adult, tolerance=tolerance, batch_size=128)
     for _ in range(STEPS):
         training.step()
     return training
