@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from torch import Tensor
 
 from bench.training import STEPS, Training, capable
@@ -41,6 +42,7 @@ def test_training_ends_at_the_same_loss(
         pytest.skip(f"the package {backend} is not installed")
     expected = reference[tolerance]
     assert sum(map(bool, expected.binding)) >= STEPS / 2, "else any backend would do"
+    torch.set_num_threads(1)  # a second one is in the way where the machine is shared
     found = trained(backend, adult, tolerance)
     assert found.losses == pytest.approx(expected.losses, abs=1e-4, rel=0)
     assert found.losses[-1] < found.losses[0] - 0.1, "it has learnt"
