@@ -230,6 +230,13 @@ def test_unbounded_along_a_direction_that_is_no_axis() -> None:
         solve(problem, backend="highs")
 
 
+def test_an_interior_point_that_never_ends_is_stopped() -> None:
+    """min -x without a bound, and rows of zeros: SciPy 1.17's iterates for ever."""
+    problem = LP(tensor([-1]), tensor([[0], [0]]), tensor([0, 0]), tensor([1, INF]))
+    solution = HiGHS(method="interior-point").solve(problem)
+    assert solution.status == (Status.UNBOUNDED,)
+
+
 def test_rows_that_no_bound_helps_to_contradict() -> None:
     # x0 + x1 <= 1, x0 - x1 <= 1, x0 >= 1 + 1e-6, all variables free: the weights are (1, 1, -2).
     A = tensor([[1, 1], [1, -1], [1, 0]])

@@ -45,6 +45,9 @@ METHODS = dict(zip(get_args(Method), ("highs-ds", "highs-ipm"), strict=True))
 
 # The tightest feasibility that HiGHS takes; what it is used for here needs no more.
 TIGHTEST = 1e-10
+# On some unbounded problems HiGHS's interior point method never ends (min -x, x free, with a row of
+# zeros). After this many iterations, more on large problems, it is stopped and looked into.
+GUARD = 10_000
 # A direction that is free but for this share of its terms is free; it must fall by more than that.
 PROOF = 1e-9
 
@@ -60,7 +63,8 @@ class HiGHS(Backend):
             long as the active constraints are found.
         presolve: whether HiGHS simplifies the problem first. Worth it for large sparse problems
             with redundant rows; on a row over all samples its time grows as their square.
-        max_iter: at most this many iterations of each run of HiGHS; ``None`` for no limit.
+        max_iter: at most this many iterations of each run of HiGHS; ``None`` for no limit but one
+            that keeps the interior point method from going on for ever.
         time_limit: at most about this many seconds for each of them: HiGHS looks at the clock
             between iterations. ``None`` for no limit.
 
@@ -173,8 +177,11 @@ class HiGHS(Backend):
             "primal_feasibility_tolerance": self.eps,
             "dual_feasibility_tolerance": self.eps,
         }
+        guard = max(GUARD, 10 * (m + n))
         if self.max_iter is not None:
             options["maxiter"] = self.max_iter
+        elif method == "interior-point":
+            options["maxiter"] = guard
         if self.time_limit is not None:
             options["time_limit"] = self.time_limit
         found = linprog(
@@ -189,13 +196,16 @@ class HiGHS(Backend):
         )
         iterations = int(found.nit or 0) + int(found.crossover_nit or 0)  # None after an error
         if found.status != SOLVED:
-            return Run(found.status, np.zeros(n), np.zeros(m), np.nan, iterations)
+            endless = found.status == LIMIT and self.max_iter is None and iterations >= guard
+            status = UNKNOWN if endless else found.status
+            return Run(status, np.zeros(n), np.zeros(m), np.nan, iterations)
         y = -found.eqlin.marginals if m else np.zeros(0)
         return Run(SOLVED, found.x[:n], y, found.fun, iterations)
 
 
-# What linprog calls them; 2 (infeasible), 3 (unbounded) and 4 (cannot tell) are looked into.
-SOLVED, LIMIT = 0, 1
+# What linprog calls them; what is UNKNOWN is looked into, and so are 2 (infeasible) and
+# 3 (unbounded).
+SOLVED, LIMIT, UNKNOWN = 0, 1, 4
 
 
 @dataclass(frozen=True)
