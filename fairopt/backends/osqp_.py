@@ -207,7 +207,8 @@ class Workspace:
             form.P_pattern.matrix(form.P), form.q, form.A_pattern.matrix(form.A), form.l, form.u,
             verbose=False, polishing=False,
             eps_prim_inf=CERTIFICATE, eps_dual_inf=CERTIFICATE, warm_starting=True,
-            rho=1.0, scaling=0, adaptive_rho_interval=50, check_termination=5,
+            rho=1.0, scaling=0, check_termination=5,
+            adaptive_rho_interval=200,  # more often it can cycle: Hock and Schittkowski 118 did at 50
         )  # fmt: skip
 
     def update(self, form: Scaled) -> None:
