@@ -50,7 +50,7 @@ from torch import Tensor
 from fairopt.lu import lu_factor
 from fairopt.problem import QP, Problem, SparseRows, compact
 from fairopt.solution import ROW_PRECISION, Solution
-from fairopt.ties import carrying, shortest
+from fairopt.ties import carrying, dependent, shortest
 
 __all__ = ["Adjoint", "Gradients", "Reduced", "adjoint", "gradients", "least_norm", "solve_reduced"]
 
@@ -309,12 +309,21 @@ def shortest_multipliers(
     upper, lower = tight_sides(problem, solution.x)
     upper, lower = upper | (row_side > 0), lower | (row_side < 0)
     meet = problem.l == problem.u
+    y, nu = solution.row_dual, adjoint.nu
+    side = torch.where(meet, y.sign(), row_side.double())
     N, c = problem.rows.factor(
         torch.where(free, 1 / d, 0.0), g.double() + problem.apply_quadratic(adjoint.v)
     )
-    y = shortest(N, solution.row_dual, upper | meet, lower | meet)
-    nu = least_norm(N * ((y != 0) | meet).unsqueeze(-1), c)
-    return y, nu, y.sign()
+    several = dependent(N, upper | lower | meet).unsqueeze(-1)
+    if not bool(several.any()):
+        return y, nu, side
+    short = shortest(N, y, upper | meet, lower | meet)
+    least = least_norm(N * ((short != 0) | meet).unsqueeze(-1), c)
+    return (
+        torch.where(several, short, y),
+        torch.where(several, least, nu),
+        torch.where(several, short.sign(), side),
+    )
 
 
 def gradients(

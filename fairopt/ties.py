@@ -22,11 +22,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["carrying", "shortest"]
+__all__ = ["carrying", "dependent", "shortest"]
 
 RANK = 1e-11  # singular values below this share of the largest are rank deficiency
 NONE = 1e-9  # a multiplier below this share of the largest is zero but for rounding
 STEPS = 60
+
+
+def dependent(N: Tensor, tight: Tensor) -> Tensor:
+    """Whether the tight rows of each problem depend on each other: ``(B,)``, bool."""
+    length = torch.linalg.vector_norm(N, dim=-1)
+    kept = tight & (length > 0)
+    if not bool((kept.sum(-1) > 1).any()):
+        return kept.new_zeros(len(kept))
+    S = torch.linalg.svdvals(torch.where(kept.unsqueeze(-1), N / length.unsqueeze(-1), 0.0))
+    found: Tensor = (S > RANK * S[..., :1]).sum(-1) < kept.sum(-1)
+    return found
 
 
 def shortest(N: Tensor, y: Tensor, upper: Tensor, lower: Tensor) -> Tensor:

@@ -208,7 +208,7 @@ class Workspace:
             verbose=False, polishing=False,
             eps_prim_inf=CERTIFICATE, eps_dual_inf=CERTIFICATE, warm_starting=True,
             rho=1.0, scaling=0, check_termination=5,
-            adaptive_rho_interval=200,  # more often it can cycle: Hock and Schittkowski 118 did at 50
+            adaptive_rho_interval=200,  # at 50, number 118 of Hock and Schittkowski cycles
         )  # fmt: skip
 
     def update(self, form: Scaled) -> None:
