@@ -73,7 +73,7 @@ def cross_validate(
             require gradients: theirs are compared too. They are well defined also where rows depend
             on each other, as long as the inputs move them together.
         tolerance: allowed relative difference of x, and of the objective where x is not unique; by
-            default 1e-7, or 1e-5 for float32. It is relative to the largest |x_i|.
+            default 1e-7, or 1e-5 for float32. It is relative to the largest entry of x.
         gradient_tolerance: the same for gradients and multipliers; by default 1e-6, or 1e-4.
         cotangents: how many random g, for the gradients of g.x.
         finite_differences: whether to compare all gradients with finite differences in float64, by
