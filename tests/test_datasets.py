@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 
 import pytest
 import torch
@@ -75,10 +74,8 @@ def test_take_keeps_rows_together(adult: Adult) -> None:
     assert part.groups["race"].tolist() == adult.test.groups["race"][[5, 2, 5]].tolist()
 
 
-def test_loads_are_independent_and_quick(adult: Adult) -> None:
-    started = time.perf_counter()
+def test_loads_are_independent(adult: Adult) -> None:
     again = load_adult()
-    assert time.perf_counter() - started < 1.5
     kept = copy.deepcopy(again.train.features[0])
     again.train.features[0] = 7.0
     assert torch.equal(adult.train.features[0], kept)
