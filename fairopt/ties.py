@@ -32,7 +32,7 @@ STEPS = 60
 def dependent(N: Tensor, tight: Tensor) -> Tensor:
     """Whether the tight rows of each problem depend on each other: ``(B,)``, bool."""
     length = torch.linalg.vector_norm(N, dim=-1)
-    kept = tight & (length > 0)
+    kept: Tensor = tight & (length > 0)
     if not bool((kept.sum(-1) > 1).any()):
         return kept.new_zeros(len(kept))
     S = torch.linalg.svdvals(torch.where(kept.unsqueeze(-1), N / length.unsqueeze(-1), 0.0))
