@@ -6,11 +6,19 @@ exactly, in training and in serving. Importing this package imports no solver.
 
 from fairopt.agreement import Agreement, cross_validate
 from fairopt.constraints import (
+    Budget,
+    ConditionalParity,
     Constraint,
+    Covariance,
     DemographicParity,
     EqualizedOdds,
     EqualOpportunity,
+    ErrorParity,
+    GroupCalibration,
+    ImpactRatio,
     MeanResidual,
+    MinimumRate,
+    Parity,
     PredictiveEquality,
 )
 from fairopt.errors import (
@@ -25,6 +33,7 @@ from fairopt.errors import (
     UnsupportedProblemError,
 )
 from fairopt.formulate import formulate
+from fairopt.functionals import Batch, Functional, Row, Samples
 from fairopt.layer import FairnessLayer, project
 from fairopt.problem import LP, QP, CellRows, DenseRows, Rows, SparseRows
 from fairopt.sampler import StratifiedBatchSampler
@@ -39,22 +48,34 @@ __all__ = [
     "QP",
     "Agreement",
     "BackendNotFoundError",
+    "Batch",
+    "Budget",
     "CellRows",
+    "ConditionalParity",
     "Constraint",
     "ConvergenceError",
+    "Covariance",
     "DemographicParity",
     "DenseRows",
     "EqualOpportunity",
     "EqualizedOdds",
+    "ErrorParity",
     "FairnessLayer",
     "FairoptError",
+    "Functional",
+    "GroupCalibration",
+    "ImpactRatio",
     "InfeasibleError",
     "MeanResidual",
+    "MinimumRate",
     "NotDifferentiableError",
+    "Parity",
     "PredictiveEquality",
     "ProblemError",
     "Residuals",
+    "Row",
     "Rows",
+    "Samples",
     "Solution",
     "SolveError",
     "SparseRows",

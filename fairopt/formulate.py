@@ -8,32 +8,36 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from types import ModuleType, NoneType
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fairopt.constraints import (
-    OUTCOME,
-    Axis,
-    Comparison,
-    Constraint,
-    attribute_axis,
-    comparison,
-    plan,
-)
+from fairopt.assembly import MissingGroup, Written, write
+from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
+from fairopt.functionals import OUTCOME, TARGET, Axis, Key, attribute_axis
 from fairopt.memory import negative
-from fairopt.problem import QP, CellRows, all_finite, compact, shape_of, to_batch, trusted
+from fairopt.problem import (
+    QP,
+    CellRows,
+    DenseRows,
+    Rows,
+    all_finite,
+    compact,
+    shape_of,
+    to_batch,
+    trusted,
+)
+from fairopt.tracing import MOST_CELLS, Plan, Trace, indicators, plan, trace
 
-__all__ = ["Bounds", "Groups", "formulate"]
+__all__ = ["Bounds", "Groups", "MissingGroup", "formulate"]
 
 Groups: TypeAlias = Tensor | Mapping[str, Tensor]
 Bound: TypeAlias = Tensor | float | None
 Bounds: TypeAlias = tuple[Bound, Bound] | None
-MissingGroup: TypeAlias = Literal["skip", "raise"]
 GroupCounts: TypeAlias = Mapping[str, int] | int | None
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -43,6 +47,9 @@ NUMBERS = (float, int, NoneType)
 
 # Codes up to this many are used as they are; larger or sparser ones are renumbered.
 MOST_CODES = 64
+
+# Rows of up to this many cells are remembered by the cells' counts.
+MOST_COUNTS = 256
 
 # Up to this many samples on the CPU, inputs are looked at by the compiled code of fairopt.scan.
 SMALL = 50_000
@@ -121,12 +128,8 @@ def formulate_around(
     flat = as_batch(center.detach())
     check_finite(scores, flat)
     batch, n = flat.shape
-    attributes = group_codes(groups, scores, flat)
-    recipes, used = plan(constraints, tuple(attributes))
-    outcome, values = outcome_and_targets(constraints, targets, scores, flat)
-    counts = counted(group_counts, groups, used)
-    cells = make_cells({name: attributes[name] for name in used}, outcome, counts)
-    rows = comparison(recipes, cells.axes, cells.outcome_axis, flat.device)
+    data = gather(constraints, scores, flat, groups, targets, group_counts)
+    rows, cells = data.rows, data.cells
     if rows.alone and missing_group == "raise":
         raise ProblemError(
             f"groups: expected at least two groups to compare in {', '.join(rows.alone)}, got one; "
@@ -135,15 +138,15 @@ def formulate_around(
     sides = both(bounds)
     if (
         weights is None
+        and cells is not None
         and len(cells.index) == 1
         and cells.size <= MOST_COUNTS
         and type(sides[0]) in NUMBERS
         and type(sides[1]) in NUMBERS
-        and not rows.shifted
-        and fixed(constraints)
+        and rows.repeats
     ):
         same = remembered(
-            constraints, rows, cells.counts(), sides, missing_group, scores.dtype, flat.dtype,
+            rows, cells.counts(), sides, data.nonnegative, missing_group, scores.dtype, flat.dtype,
             flat.device, batch, n,
         )  # fmt: skip
         template = same.rows
@@ -163,25 +166,12 @@ def formulate_around(
     if weights is not None:
         flat = as_batch(center)  # with its history
     weight, P, linear = objective(flat, weights)
-    mass = cells.mass(weight, batch if weight is not None else len(cells.index))
-    names, skipped, coefficient, l, u = write_rows(constraints, rows, mass, missing_group)
-    if rows.shifted and names:
-        assert values is not None
-        weighted = values if weight is None else values * weight
-        sums = cells.sum(weighted, batch)
-        kept = [rows.names.index(name) for name in names]
-        shift = (coefficient @ sums.unsqueeze(-1)).squeeze(-1)
-        # Equal means of targets differ by rounding; as a side that would ask for the impossible
-        # where every prediction sits at a bound.
-        size = coefficient.detach().abs() @ cells.sum(weighted.detach().abs(), batch).unsqueeze(-1)
-        shift = torch.where(shift.abs() <= 4e-15 * size.squeeze(-1), 0 * shift, shift)
-        shift = shift * rows.residual[kept]
-        l, u = l + shift, u + shift
+    written = data.write(weight, batch, missing_group)
     lower, upper = inward_bounds(sides, scores, flat)
-    weight_rows = flat.new_ones(()) if weight is None else weight
+    check_nonnegative(data.nonnegative, lower)
     problem = put_together(
-        P, linear, coefficient, cells.index, weight_rows, l, u, lower, upper, names,
-        only_one(rows) + skipped,
+        P, linear, data.in_form(written.matrix, weight, flat), *written.sides, lower, upper,
+        written.names, only_one(rows) + written.skipped,
     )  # fmt: skip
     return problem, None if weights is not None else center
 
@@ -189,9 +179,7 @@ def formulate_around(
 def put_together(
     P: Tensor,
     q: Tensor,
-    coefficient: Tensor,
-    cell: Tensor,
-    weight: Tensor,
+    rows: Rows,
     l: Tensor,
     u: Tensor,
     lower: Tensor,
@@ -201,17 +189,12 @@ def put_together(
 ) -> QP:
     """The QP of data that were checked: each expanded to ``q``'s batch."""
     batch, n = q.shape
-    m, K = coefficient.shape[-2:]
+    m = rows.shape[1]
     return trusted(
         QP,
         P=to_batch(P, batch, n),
         q=q,
-        rows=trusted(
-            CellRows,
-            coefficient=to_batch(coefficient, batch, m, K),
-            cell=to_batch(cell, batch, n),
-            weight=to_batch(weight, batch, n),
-        ),
+        rows=rows,
         l=to_batch(l, batch, m),
         u=to_batch(u, batch, m),
         lb=to_batch(lower, batch, n),
@@ -221,18 +204,40 @@ def put_together(
     )
 
 
-def only_one(rows: Comparison) -> tuple[str, ...]:
+def cell_rows(coefficient: Tensor, index: Tensor, weight: Tensor, batch: int) -> CellRows:
+    """Rows of data that were checked, each expanded to the batch."""
+    m, K = coefficient.shape[-2:]
+    n = index.shape[1]
+    return trusted(
+        CellRows,
+        coefficient=to_batch(coefficient, batch, m, K),
+        cell=to_batch(index, batch, n),
+        weight=to_batch(weight, batch, n),
+    )
+
+
+def only_one(rows: Trace) -> tuple[str, ...]:
     """What is not compared because there is one group only, as problems report it."""
     return tuple([f"{name}: only one group" for name in rows.alone])
+
+
+def check_nonnegative(names: tuple[str, ...], lower: Tensor) -> None:
+    """Raise unless predictions cannot be negative, where a notion needs that."""
+    if names and not bool((compact(lower.detach()) >= 0).all()):
+        raise ProblemError(
+            f"bounds: {', '.join(names)} needs a lower bound of at least 0, got "
+            f"{describe(compact(lower.detach()))}; a ratio of means says nothing where they can be "
+            "negative"
+        )
 
 
 @lru_cache(maxsize=512)
 @torch.inference_mode(False)  # what is kept serves training, too
 def remembered(
-    constraints: tuple[Constraint, ...],
-    rows: Comparison,
+    rows: Trace,
     counts: tuple[int, ...],
     bounds: tuple[float | None, float | None],
+    nonnegative: tuple[str, ...],
     missing_group: MissingGroup,
     dtype: torch.dtype,
     kept: torch.dtype,
@@ -249,13 +254,16 @@ def remembered(
         dtype, kept: dtypes of the scores and of the solution.
     """
     mass = torch.tensor([counts], dtype=torch.float64, device=device)
-    names, skipped, coefficient, l, u = write_rows(constraints, rows, mass, missing_group)
+    assert rows.grid is not None
+    written = write(rows, rows.grid, mass, {}, missing_group)
     like = torch.zeros((), dtype=dtype, device=device)
     lower, upper = inward_bounds(bounds, like, like.to(kept))
+    check_nonnegative(nonnegative, lower)
     one = torch.ones((), dtype=kept, device=device)
+    index = torch.zeros(1, n, dtype=torch.uint8, device=device)
     problem = put_together(
-        one, one.expand(batch, n), coefficient, torch.zeros(1, n, dtype=torch.uint8, device=device),
-        one, l, u, lower, upper, names, only_one(rows) + skipped,
+        one, one.expand(batch, n), cell_rows(written.matrix, index, one, batch), *written.sides,
+        lower, upper, written.names, only_one(rows) + written.skipped,
     )  # fmt: skip
     return trusted(QP, **{**problem.__dict__, "memo": {}})
 
@@ -348,8 +356,15 @@ def fit(name: str, tensor: object, scores: Tensor, flat: Tensor) -> Tensor:
     )
 
 
-def group_codes(groups: Groups, scores: Tensor, flat: Tensor) -> dict[str, Tensor]:
-    """Each attribute's codes as integers ``(1, n)`` or ``(B, n)``."""
+def read_groups(
+    groups: Groups, scores: Tensor, flat: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The attributes: those with groups, and those that are continuous.
+
+    Returns:
+        Codes as integers ``(b, n)``, or chances in float64 ``(b, n, G)``; and real numbers in
+        float64 ``(b, n)``; b is 1 or the batch.
+    """
     bare = isinstance(groups, Tensor) or not isinstance(groups, Mapping)  # the cheap test first
     named: Any = {"group": groups} if bare else groups
     if not named:
@@ -358,17 +373,79 @@ def group_codes(groups: Groups, scores: Tensor, flat: Tensor) -> dict[str, Tenso
         raise ProblemError(
             f"groups: expected names of attributes as keys, got {', '.join(map(repr, named))}"
         )
-    found = {}
+    found: dict[str, Tensor] = {}
+    continuous: dict[str, Tensor] = {}
     for name, tensor in named.items():
         label = "groups" if bare else f"groups[{name!r}]"
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            if is_matrix(tensor, flat):
+                found[name] = read_chances(label, tensor, scores, flat)
+            else:
+                codes = fit(label, tensor, scores, flat)
+                if bare:
+                    refuse_real_groups(label, codes)
+                continuous[name] = read_real(label, codes)
+            continue
         codes = fit(label, tensor, scores, flat)
         if codes.dtype not in INTEGERS:
-            raise ProblemError(
-                f"{label}: expected integer or bool codes, got {codes.dtype}; convert categories "
-                "with .long()"
-            )
+            refuse_real_groups(label, codes)
         found[name] = codes.view(torch.uint8) if codes.dtype == torch.bool else codes
-    return found
+    return found, continuous
+
+
+def refuse_real_groups(label: str, codes: Tensor) -> None:
+    raise ProblemError(
+        f"{label}: expected integer or bool codes, got {codes.dtype}; convert categories "
+        "with .long(), or pass chances of membership as a matrix (n, G)"
+    )
+
+
+def is_matrix(tensor: Tensor, flat: Tensor) -> bool:
+    """Whether real numbers are chances ``(n, G)`` or ``(B, n, G)``, not one for each sample."""
+    batch, n = flat.shape
+    if tensor.dim() == 3:
+        return True
+    return tensor.dim() == 2 and len(tensor) == n and tensor.shape not in ((batch, n), (n, 1))
+
+
+def read_chances(label: str, tensor: Tensor, scores: Tensor, flat: Tensor) -> Tensor:
+    """Chances of membership, float64 ``(b, n, G)``, checked."""
+    batch, n = flat.shape
+    if tensor.device != scores.device:
+        raise ProblemError(
+            f"{label}: expected device {scores.device}, where the scores are, got "
+            f"{tensor.device}; move it with .to(...)"
+        )
+    chances = tensor.unsqueeze(0) if tensor.dim() == 2 else tensor
+    if chances.shape[:2] not in ((1, n), (batch, n)) or chances.shape[2] == 0:
+        raise ProblemError(
+            f"{label}: expected chances of membership of shape ({n}, G)"
+            + (f" or ({batch}, {n}, G)" if batch > 1 else "")
+            + f", got {shape_of(tensor)}"
+        )
+    wide_chances = chances.double()
+    plain = wide_chances.detach()
+    if not bool(((plain >= 0) & (plain <= 1)).all()):
+        raise ProblemError(
+            f"{label}: expected chances of membership from 0 to 1, got values from "
+            f"{float(plain.min())} to {float(plain.max())}"
+        )
+    allowed = max(1e-6, 4 * torch.finfo(tensor.dtype).eps)
+    off = float((plain.sum(-1) - 1).abs().max())
+    if off > allowed:
+        raise ProblemError(
+            f"{label}: expected chances of membership that sum to 1 for each sample, got a sum "
+            f"that is {off:.3g} off; normalise the rows, and give unknown membership a column"
+        )
+    return wide_chances
+
+
+def read_real(label: str, tensor: Tensor) -> Tensor:
+    """A continuous attribute, float64, checked."""
+    values = tensor.double()
+    if not all_finite(values):
+        raise ProblemError(f"{label}: expected finite values, got NaN or infinity")
+    return values
 
 
 def counted(
@@ -397,17 +474,31 @@ def counted(
     return boolean | {name: named[name] for name in used if name in named}
 
 
+def check_columns(name: str, chances: Tensor, counts: Mapping[str, int] | None) -> None:
+    """Raise unless there are as many columns of chances as groups were declared."""
+    declared = counts.get(name) if counts else None
+    if declared is not None and declared != chances.shape[-1]:
+        raise ProblemError(
+            f"groups[{name!r}]: expected chances of {declared} groups, the number declared, got "
+            f"{chances.shape[-1]} columns; correct the matrix, or group_counts"
+        )
+
+
 def outcome_and_targets(
-    constraints: tuple[Constraint, ...], targets: Tensor | None, scores: Tensor, flat: Tensor
+    made: Plan, targets: Tensor | None, scores: Tensor, flat: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Binary targets as codes and real targets in float64, each where a constraint needs it."""
-    needing = [type(c).__name__ for c in constraints if c.needs_targets]
-    if not needing:
+    """What notions need of the targets.
+
+    Returns:
+        Binary targets: codes, uint8 ``(b, n)``; or, where they are no numbers but chances, or have
+        a history, chances of 0 and of 1, float64 ``(b, n, 2)``. And targets as they are, float64.
+    """
+    if not made.targeted:
         return None, None
     if targets is None:
         raise ProblemError(
-            f"targets: {', '.join(needing)} needs them, got none; pass targets with the shape of "
-            "the scores"
+            f"targets: {', '.join(made.targeted)} needs them, got none; pass targets with the "
+            "shape of the scores"
         )
     fitted = fit("targets", targets, scores, flat)
     if fitted.is_complex():
@@ -415,19 +506,20 @@ def outcome_and_targets(
     values = fitted.double()
     if not all_finite(values):
         raise ProblemError("targets: expected finite values, got NaN or infinity")
-    outcome = None
-    binary = [type(c).__name__ for c in constraints if c.needs_outcome]
-    if binary:
-        plain = values.detach()
-        outcome = plain.to(torch.uint8)
-        wrong = plain != outcome
-        if bool((wrong | (outcome > 1)).any()):
-            worst = plain[wrong | (outcome > 1)][0].item()
-            raise ProblemError(
-                f"targets: {', '.join(binary)} needs targets that are 0 or 1, got {worst}; "
-                "threshold them, or use MeanResidual for real targets"
-            )
-    return outcome, values
+    if not made.binary:
+        return None, values
+    plain = values.detach()
+    outcome = plain.to(torch.uint8)
+    if not bool((plain != outcome).any() | (outcome > 1).any()) and not values.requires_grad:
+        return outcome, values
+    wrong = ~((plain >= 0) & (plain <= 1))
+    if bool(wrong.any()):
+        raise ProblemError(
+            f"targets: {', '.join(made.binary)} needs targets that are 0 or 1, or chances from 0 "
+            f"to 1, got {plain[wrong][0].item()}; threshold them, or use MeanResidual for real "
+            "targets"
+        )
+    return torch.stack([1.0 - values, values], -1), values
 
 
 def objective(flat: Tensor, weights: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -447,25 +539,6 @@ def objective(flat: Tensor, weights: Tensor | None) -> tuple[Tensor | None, Tens
     # Weight 0: the sample counts for nothing, and is moved to nothing but the bounds.
     P = torch.where(plain > 0, weight, 1.0)
     return weight, P, -(P * flat.double()).expand(len(flat), -1)
-
-
-def fixed(constraints: tuple[Constraint, ...]) -> bool:
-    """Whether all tolerances are numbers."""
-    return not any([isinstance(c.tolerance, Tensor) for c in constraints])  # noqa: C419
-
-
-def tolerances(constraints: tuple[Constraint, ...], device: torch.device) -> Tensor:
-    """The tolerances as one float64 tensor, with their history."""
-    if fixed(constraints):
-        return torch.tensor([c.tolerance for c in constraints], dtype=torch.float64).to(device)
-    for constraint in constraints:
-        constraint.check_tolerance()  # again: the optimizer may have moved it
-    return torch.stack(
-        [
-            torch.as_tensor(c.tolerance, dtype=torch.float64).reshape(()).to(device)
-            for c in constraints
-        ]
-    )
 
 
 def both(bounds: Bounds) -> tuple[Bound, Bound]:
@@ -539,27 +612,26 @@ def rounded_inwards(exact: Tensor, dtype: torch.dtype, side: float) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------
-# Cells
+# Samples and cells
 # ---------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class Cells:
-    """The combinations of attributes (and outcome) as one integer per sample.
+    """The combinations of attributes (and outcome, and bins) as one integer per sample.
 
     Attributes:
         index: ``(1, n)`` or ``(B, n)``.
-        axes: what the cells are the product of, the outcome last.
-        outcome_axis: its place among the axes, or ``None``.
         size: how many there are, K.
         found: number of samples in each cell (and zeros behind), if already counted.
+        table: for each axis the position of each cell, ``(1, K)``, if the cells are not the product
+            of the axes but those combinations that occur.
     """
 
     index: Tensor
-    axes: tuple[Axis, ...]
-    outcome_axis: int | None
     size: int
     found: NDArray[np.int64] | None = None
+    table: dict[Key, Tensor] | None = None
 
     def sum(self, values: Tensor, batch: int) -> Tensor:
         """Sum of values ``(1, n)`` or ``(B, n)`` over each cell: ``(batch, K)``, float64."""
@@ -587,13 +659,118 @@ class Cells:
         return self.sum(ones.expand(self.index.shape), batch)
 
 
-def make_cells(
-    attributes: Mapping[str, Tensor], outcome: Tensor | None, counts: Mapping[str, int] | None
-) -> Cells:
-    """Number the combinations of all attributes in use, in row-major order."""
-    axes, parts = [], []
+@dataclass(eq=False)
+class Data:
+    """What the rows are made of: their trace, and the samples.
+
+    Attributes:
+        rows: the traced rows.
+        cells: the cells; ``None`` where samples of one cell may differ (continuous attributes, soft
+            groups, soft targets), so that each sample is a column of its own.
+        axes: what samples are told apart by.
+        parts: for each axis codes ``(b, n)`` or chances ``(b, n, G)``.
+        continuous: the continuous attributes, ``(b, n)``.
+        targets: float64 ``(b, n)``, if needed.
+        nonnegative: names of notions that need predictions of at least 0.
+    """
+
+    rows: Trace
+    cells: Cells | None
+    axes: list[Axis]
+    parts: list[Tensor]
+    continuous: dict[str, Tensor]
+    targets: Tensor | None
+    nonnegative: tuple[str, ...]
+
+    def write(self, weight: Tensor | None, batch: int, missing_group: MissingGroup) -> Written:
+        """The rows in numbers."""
+        rows, cells = self.rows, self.cells
+        values: dict[object, Tensor] = dict(self.continuous.items())
+        if self.targets is not None:
+            values[TARGET] = self.targets
+        values = {key: values[key] for key in rows.constant_features}
+        weighted = {k: v if weight is None else v * weight for k, v in values.items()}
+        if cells is not None:
+            sums = {
+                key: (cells.sum(v, batch), cells.sum(v.detach().abs(), batch))
+                for key, v in weighted.items()
+            }
+            mass = cells.mass(weight, batch if weight is not None else len(cells.index))
+            V = rows.grid
+            if cells.table is not None or V is None:
+                assert cells.table is not None
+                V = indicators(rows.sets, cells.table, next(iter(cells.table.values())))
+            return write(rows, V, mass, sums, missing_group)
+        n = next(iter((*self.parts, *self.continuous.values()))).shape[1]
+        like = torch.ones(1, n, dtype=torch.float64, device=rows.sides.device)
+        mass = like if weight is None else weight.double()
+        parts = {axis.key: part for axis, part in zip(self.axes, self.parts, strict=True)}
+        V = indicators(rows.sets, parts, like)
+        columns = {key: (v, v.detach().abs()) for key, v in weighted.items()}
+        return write(rows, V, mass, columns, missing_group, self.continuous)
+
+    def in_form(self, matrix: Tensor, weight: Tensor | None, flat: Tensor) -> Rows:
+        """The written matrix as rows over the samples."""
+        batch, n = flat.shape
+        if self.cells is not None:
+            each = flat.new_ones(()) if weight is None else weight
+            return cell_rows(matrix, self.cells.index, each, batch)
+        full = matrix if weight is None else matrix * weight.unsqueeze(1)
+        return trusted(DenseRows, matrix=to_batch(full, batch, matrix.shape[1], n))
+
+
+def gather(
+    constraints: tuple[Constraint, ...],
+    scores: Tensor,
+    flat: Tensor,
+    groups: Groups,
+    targets: Tensor | None,
+    group_counts: GroupCounts,
+) -> Data:
+    """Read and check groups and targets, and trace the rows."""
+    attributes, continuous = read_groups(groups, scores, flat)
+    names, real = tuple(attributes), tuple(continuous)
+    made = plan(constraints, names, real)
+    outcome, values = outcome_and_targets(made, targets, scores, flat)
+    counts = counted(group_counts, groups, made.attributes)
+    axes, parts, found = encode(attributes, made, flat, counts)
+    if outcome is not None:
+        axes.append(OUTCOME)
+        parts.append(outcome)
+    cells = None
+    if not made.continuous and not any([part.is_floating_point() for part in parts]):  # noqa: C419
+        cells = combine(axes, parts, flat, found if outcome is None else None)
+    for name in continuous:
+        if name not in made.continuous:
+            assert isinstance(groups, Mapping)
+            refuse_real_groups(f"groups[{name!r}]", groups[name])
+    traced = trace if made.stays else trace.__wrapped__
+    rows = traced(constraints, names, real, tuple(axes), flat.device)
+    return Data(rows, cells, axes, parts, continuous, values, made.nonnegative)
+
+
+def encode(
+    attributes: Mapping[str, Tensor],
+    made: Plan,
+    flat: Tensor,
+    counts: Mapping[str, int] | None,
+) -> tuple[list[Axis], list[Tensor], NDArray[np.int64] | None]:
+    """The axes of all attributes and bins in use, and the place of each sample on them.
+
+    Returns:
+        The axes; codes ``(b, n)`` or chances ``(b, n, G)`` for each; and the number of samples of
+        each code, if there is one axis only and its codes were counted on the way.
+    """
+    axes: list[Axis] = []
+    parts: list[Tensor] = []
     found = None  # counts, as long as all parts are small
-    for name, codes in attributes.items():
+    for name in made.attributes:
+        codes = attributes[name]
+        if codes.is_floating_point():
+            check_columns(name, codes, counts)
+            axes.append(attribute_axis(name, codes_below(codes.shape[-1])))
+            parts.append(codes)
+            continue
         if is_small(codes) and len(codes) == 1:
             array, found = np.empty(codes.shape, np.uint8), np.zeros(MOST_CODES, np.int64)
             low, high = scan().encode(codes.numpy(), array, found)
@@ -623,98 +800,62 @@ def make_cells(
             part, found = codes, None
         axes.append(attribute_axis(name, values))
         parts.append(part)
-    outcome_axis = None
-    if outcome is not None:
-        outcome_axis = len(axes)
-        axes.append(OUTCOME)
-        parts.append(outcome)
-    size = math.prod([len(axis.codes) for axis in axes])
+    for axis in made.scores:
+        edges = torch.tensor(axis.key[1], dtype=torch.float64, device=flat.device)
+        axes.append(axis)
+        parts.append(torch.bucketize(flat.detach().double(), edges, right=True))
+    return axes, parts, found if len(axes) == 1 else None
+
+
+def combine(
+    axes: Sequence[Axis], parts: Sequence[Tensor], flat: Tensor, found: NDArray[np.int64] | None
+) -> Cells:
+    """Number the combinations of all codes, in row-major order.
+
+    Args:
+        found: the number of samples of each code, of the only axis.
+    """
+    sizes = [len(axis.codes) for axis in axes]
+    size = math.prod(sizes)
+    if size > MOST_CELLS:
+        return occupied(axes, parts)
+    if not parts:
+        return Cells(flat.new_zeros(1, flat.shape[1], dtype=torch.uint8), 1)
     if size > 256:
         parts = [codes.long() for codes in parts]
         found = None
     else:  # a byte per sample: every pass of every solver reads the cells
         parts = [c if c.dtype == torch.uint8 else c.to(torch.uint8) for c in parts]
-        if size > MOST_CODES or len(parts) > 1:
+        if size > MOST_CODES:
             found = None
     index = parts[0]
-    if len(parts) > 1:
-        for axis, codes in zip(axes[1:], parts[1:], strict=True):
-            index = index * len(axis.codes) + codes
-    return Cells(index, tuple(axes), outcome_axis, size, found)
+    for count, codes in zip(sizes[1:], parts[1:], strict=True):
+        index = index * count + codes
+    return Cells(index, size, found)
+
+
+def occupied(axes: Sequence[Axis], parts: Sequence[Tensor]) -> Cells:
+    """Number the combinations that occur, where those that could are too many."""
+    shape = torch.broadcast_shapes(*(part.shape for part in parts))
+    flat = [part.long().expand(shape).flatten() for part in parts]
+    index = torch.zeros_like(flat[0])
+    reach = 1
+    for axis, codes in zip(axes, flat, strict=True):
+        if reach * len(axis.codes) >= 2**62:
+            distinct, index = torch.unique(index, return_inverse=True)
+            reach = len(distinct)
+        index = index * len(axis.codes) + codes
+        reach *= len(axis.codes)
+    distinct, index = torch.unique(index, return_inverse=True)
+    # Some sample of each cell: whichever is written last, all have the same codes.
+    one = torch.zeros_like(distinct).scatter_(
+        0, index, torch.arange(len(index), device=index.device)
+    )
+    table = {axis.key: codes[one].unsqueeze(0) for axis, codes in zip(axes, flat, strict=True)}
+    return Cells(index.view(shape), len(distinct), None, table)
 
 
 @lru_cache(maxsize=256)
 def codes_below(count: int) -> tuple[int, ...]:
     """0, 1, ..., count - 1."""
     return tuple(range(count))
-
-
-# ---------------------------------------------------------------------------------------------
-# Rows
-# ---------------------------------------------------------------------------------------------
-
-
-Written: TypeAlias = tuple[tuple[str, ...], tuple[str, ...], Tensor, Tensor, Tensor]
-
-# Rows of up to this many cells are remembered by the cells' counts.
-MOST_COUNTS = 256
-
-
-def write_rows(
-    constraints: tuple[Constraint, ...],
-    rows: Comparison,
-    mass: Tensor,
-    missing_group: MissingGroup,
-) -> Written:
-    """Names, skipped names, coefficients ``(B, m, K)`` and sides ``(B, m)`` before any shift.
-
-    Args:
-        mass: total weight of each cell, ``(B, K)``.
-    """
-    totals = (mass @ rows.sets.mT).view(len(mass), 3, -1)  # weights of left, right, right only
-    tolerance = tolerances(constraints, mass.device)[rows.owner].unsqueeze(0)
-    if not rows.names or totals.min().item() > 0:
-        return rows.names, (), contrasts(rows, totals), -tolerance, tolerance
-    return leave_out(rows, totals, -tolerance, tolerance, missing_group)
-
-
-def contrasts(rows: Comparison, totals: Tensor) -> Tensor:
-    """Coefficients of mean over left minus mean over right: ``(B, 3, m)`` to ``(B, m, K)``.
-
-    On cells of both ("overall") the coefficient is 1/left - 1/right, a difference that cancels when
-    one group is nearly everyone; written as (right only) / (left right) it does not.
-    """
-    coefficient = (rows.signed / totals[:, :2].unsqueeze(-1)).sum(1)
-    if rows.nested:
-        left, right, rest = totals.unsqueeze(-1).unbind(1)
-        coefficient = coefficient + rows.both * (rest / (left * right))
-    return coefficient
-
-
-def leave_out(
-    rows: Comparison,
-    totals: Tensor,
-    l: Tensor,
-    u: Tensor,
-    missing_group: MissingGroup,
-) -> Written:
-    """Drop rows of which no problem has both sides; make them void in problems that lack one."""
-    here = (totals > 0).all(1)  # (B, m)
-    batch = len(here)
-    absent = []
-    for name, some in zip(rows.names, here.sum(0).tolist(), strict=True):
-        if some < batch:
-            where = "" if some == 0 else f" (in {batch - some} of {batch} problems)"
-            absent.append(f"{name}{where}")
-    if missing_group == "raise":
-        raise ProblemError(
-            "groups: the batch lacks a group, so that these rows compare nothing: "
-            f'{", ".join(absent)}; use larger or stratified batches, or missing_group="skip"'
-        )
-    coefficient = contrasts(rows, torch.where(here.unsqueeze(1), totals, 1.0)) * here.unsqueeze(-1)
-    keep = here.any(0).nonzero().squeeze(1)
-    names = tuple(rows.names[i] for i in keep.tolist())
-    l = torch.where(here, l, -math.inf)[:, keep]
-    u = torch.where(here, u, math.inf)[:, keep]
-    skipped = tuple(f"{name}: a group has no samples" for name in absent)
-    return names, skipped, coefficient[:, keep], l, u

@@ -100,7 +100,7 @@ def cases(draw: st.DrawFn, largest: int = 500) -> Case:
         constraints.append(notion(tolerance, on, compare))
     if any(isinstance(c, MeanResidual) for c in constraints):
         targets_real = targets * side
-        if not any(c.needs_outcome for c in constraints):
+        if all(isinstance(c, (DemographicParity, MeanResidual)) for c in constraints):
             targets = targets_real
     return Case(constraints, torch.from_numpy(scores), groups, targets, bounds, weights)
 
