@@ -254,9 +254,10 @@ class Row:
         upper: float | Tensor = math.inf,
     ) -> None:
         if not isinstance(value, Functional) or not value.linear:
+            got = "a constant" if isinstance(value, Functional) else repr(value)
             raise ProblemError(
                 f"row {name!r}: expected a functional of the predictions, made of such as "
-                f"samples.mean(), got {'a constant' if isinstance(value, Functional) else value!r}"
+                f"samples.mean(), got {got}"
             )
         self.name = name
         self.value = value
