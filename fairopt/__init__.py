@@ -5,6 +5,7 @@ exactly, in training and in serving. Importing this package imports no solver.
 """
 
 from fairopt.agreement import Agreement, cross_validate
+from fairopt.audit import Audit, AuditedRow, audit
 from fairopt.constraints import (
     Budget,
     ConditionalParity,
@@ -47,6 +48,8 @@ __all__ = [
     "LP",
     "QP",
     "Agreement",
+    "Audit",
+    "AuditedRow",
     "BackendNotFoundError",
     "Batch",
     "Budget",
@@ -83,6 +86,7 @@ __all__ = [
     "StratifiedBatchSampler",
     "UnboundedError",
     "UnsupportedProblemError",
+    "audit",
     "cross_validate",
     "formulate",
     "load_problem",

@@ -158,6 +158,7 @@ class Trace:
     Attributes:
         constraints: where the rows come from.
         names: m readable names.
+        owners: which of the constraints each row comes from.
         alone: what has no rows because there is one group only.
         sets: the S sets of samples that occur.
         linear, constant: the terms with predictions and, if there are any, those without.
@@ -177,6 +178,7 @@ class Trace:
 
     constraints: tuple[Constraint, ...]
     names: tuple[str, ...]
+    owners: tuple[int, ...]
     alone: tuple[str, ...]
     sets: tuple[Members, ...]
     linear: Terms
@@ -213,10 +215,12 @@ def trace(
     """
     by_key = {axis.key: axis for axis in axes}
     rows: list[Row] = []
+    owners: list[int] = []
     alone: list[str] = []
-    for constraint in constraints:
+    for i, constraint in enumerate(constraints):
         batch = Batch(type(constraint).__name__, attributes, continuous, by_key)
         rows += rows_of(constraint, batch)
+        owners += [i] * (len(rows) - len(owners))
         alone += batch.alone
     for row in rows:
         check_sides(row)
@@ -253,6 +257,7 @@ def trace(
     return Trace(
         constraints,
         names=tuple([row.name for row in rows]),
+        owners=tuple(owners),
         alone=tuple(dict.fromkeys(alone)),
         sets=tuple(sets),
         linear=linear_terms,
