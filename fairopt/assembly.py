@@ -59,7 +59,7 @@ def write(
     trace: Trace,
     V: Tensor,
     w: Tensor,
-    known: Mapping[object, tuple[Tensor, Tensor]],
+    known: Mapping[object, tuple[Tensor, ...]],
     missing_group: MissingGroup,
     values: Mapping[str, Tensor] | None = None,
 ) -> Written:
@@ -174,12 +174,13 @@ def constants(
     w: Tensor,
     masses: Tensor,
     numbers: Tensor | None,
-    known: Mapping[object, tuple[Tensor, Tensor]],
+    known: Mapping[object, tuple[Tensor, ...]],
 ) -> Tensor:
     """The constant part of each row: ``(B, m)``."""
     kinds = [(w, w), *(known[feature] for feature in trace.constant_features)]
     sums, magnitudes = (
-        torch.cat([(V @ kind[i].unsqueeze(-1)).squeeze(-1) for kind in kinds], 1) for i in (0, 1)
+        torch.cat(same_batch([(V @ kind[i].unsqueeze(-1)).squeeze(-1) for kind in kinds]), 1)
+        for i in (0, 1)
     )
     place = terms.inside
     if terms.of is not None:
@@ -190,6 +191,12 @@ def constants(
     # every prediction sits at a bound.
     size = (scale.detach().abs() * magnitudes.detach()[:, place]).sum(-1)
     return torch.where(constant.detach().abs() <= ROUNDING * size, 0.0 * constant, constant)
+
+
+def same_batch(tensors: list[Tensor]) -> list[Tensor]:
+    """Each ``(1, ...)`` or ``(B, ...)``, all expanded to one batch."""
+    batch = max(map(len, tensors))
+    return [tensor.expand(batch, -1) for tensor in tensors]
 
 
 def leave_out(

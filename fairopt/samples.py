@@ -331,7 +331,7 @@ class Data:
         weighted = {k: v if weight is None else v * weight for k, v in values.items()}
         if cells is not None:
             sums = {
-                key: (cells.sum(v, batch), cells.sum(v.detach().abs(), batch))
+                key: tuple(cells.sum(each, max(len(v), len(cells.index))) for each in (v, v.abs()))
                 for key, v in weighted.items()
             }
             mass = cells.mass(weight, batch if weight is not None else len(cells.index))
@@ -455,7 +455,7 @@ def encode(
     for axis in made.scores:
         edges = torch.tensor(axis.key[1], dtype=torch.float64, device=flat.device)
         axes.append(axis)
-        parts.append(torch.bucketize(flat.detach().double(), edges, right=True))
+        parts.append(torch.bucketize(flat.detach().double().contiguous(), edges, right=True))
     return axes, parts, found if len(axes) == 1 else None
 
 
