@@ -5,12 +5,21 @@ exactly, in training and in serving. Importing this package imports no solver.
 """
 
 from fairopt.agreement import Agreement, cross_validate
+from fairopt.audit import Audit, AuditedRow, audit
 from fairopt.constraints import (
+    Budget,
+    ConditionalParity,
     Constraint,
+    Covariance,
     DemographicParity,
     EqualizedOdds,
     EqualOpportunity,
+    ErrorParity,
+    GroupCalibration,
+    ImpactRatio,
     MeanResidual,
+    MinimumRate,
+    Parity,
     PredictiveEquality,
 )
 from fairopt.errors import (
@@ -25,6 +34,7 @@ from fairopt.errors import (
     UnsupportedProblemError,
 )
 from fairopt.formulate import formulate
+from fairopt.functionals import Batch, Functional, Row, Samples
 from fairopt.layer import FairnessLayer, project
 from fairopt.problem import LP, QP, CellRows, DenseRows, Rows, SparseRows
 from fairopt.sampler import StratifiedBatchSampler
@@ -38,23 +48,37 @@ __all__ = [
     "LP",
     "QP",
     "Agreement",
+    "Audit",
+    "AuditedRow",
     "BackendNotFoundError",
+    "Batch",
+    "Budget",
     "CellRows",
+    "ConditionalParity",
     "Constraint",
     "ConvergenceError",
+    "Covariance",
     "DemographicParity",
     "DenseRows",
     "EqualOpportunity",
     "EqualizedOdds",
+    "ErrorParity",
     "FairnessLayer",
     "FairoptError",
+    "Functional",
+    "GroupCalibration",
+    "ImpactRatio",
     "InfeasibleError",
     "MeanResidual",
+    "MinimumRate",
     "NotDifferentiableError",
+    "Parity",
     "PredictiveEquality",
     "ProblemError",
     "Residuals",
+    "Row",
     "Rows",
+    "Samples",
     "Solution",
     "SolveError",
     "SparseRows",
@@ -62,6 +86,7 @@ __all__ = [
     "StratifiedBatchSampler",
     "UnboundedError",
     "UnsupportedProblemError",
+    "audit",
     "cross_validate",
     "formulate",
     "load_problem",

@@ -1,50 +1,188 @@
-"""Parity notions: one formula, and a choice of event.
+"""Parity notions: each names the functionals of the predictions that it bounds.
 
-Every notion here bounds differences of weighted means over groups,
+A notion is a frozen dataclass with one method, ``rows``, which builds named rows from means over
+groups, events and strata. Most compare one value between groups: they derive from ``Parity`` and
+say only which value, and within which events.
 
-    | (mean of x over left) - (mean of x over right) - shift |  <=  tolerance,
-
-where *left* and *right* are sets of samples of one event (everyone, the positives, the
-negatives) and the shift is zero, or the same difference of the targets. Which sets are compared is
-``compare``; a notion is its event and its shift.
+In the formulas, E is the mean over samples, with weights where there are any; x are predictions, y
+targets, a and b groups. Where groups or targets are soft, each sample counts by its chance.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import combinations, product
-from typing import ClassVar, Literal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from typing import Any, ClassVar, TypeAlias
 
-import torch
 from torch import Tensor
 
 from fairopt.errors import ProblemError
+from fairopt.functionals import Batch, Compare, Functional, Row, Samples
 
 __all__ = [
-    "Comparison",
+    "Budget",
+    "ConditionalParity",
     "Constraint",
+    "Covariance",
     "DemographicParity",
     "EqualOpportunity",
     "EqualizedOdds",
+    "ErrorParity",
+    "GroupCalibration",
+    "ImpactRatio",
     "MeanResidual",
+    "MinimumRate",
+    "Parity",
     "PredictiveEquality",
 ]
 
-Compare = Literal["pairwise", "overall", "reference"]
+Number: TypeAlias = float | Tensor
+Limits: TypeAlias = Number | tuple[Number | None, Number | None]
+
+LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True, eq=False)
 class Constraint:
-    """A bound on differences of group means; the base of all parity notions.
+    """Bounds on affine functionals of the predictions; the base of all notions.
 
-    A subclass names its event and its shift:
+    A notion of your own is a frozen dataclass (``@dataclass(frozen=True, eq=False)``) that derives
+    from this, or from ``Parity``, and defines ``rows``. Its parameters are fields: numbers, names,
+    or tensors with one element, which may require grad. Two notions are equal if they are of one
+    class and have the same parameters; tensors are the same only if they are one object.
 
     Attributes of the class:
-        events: for each event one set of rows: ``None`` is everyone, 0 and 1 the samples
-            with that target.
-        residual: whether the targets' own difference is taken off (means of residuals).
+        nonnegative: whether it means something for predictions of at least 0 only; the layer then
+            insists on a lower bound that says so.
+    """
+
+    nonnegative: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def rows(self, batch: Batch) -> Iterable[Row]:
+        """The rows, in symbols.
+
+        Called when a layer meets groups that it has not met before, not on each call. So it must
+        depend on ``batch`` and the fields only, and never on the value of a tensor.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: define rows(self, batch)")
+
+    def check(self) -> None:
+        """Raise ``ProblemError`` unless the parameters are in range.
+
+        Called when the notion is made; and again on each call where a parameter is a tensor, for
+        training may have moved it.
+        """
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The parameters that are tensors."""
+        values = [getattr(self, each.name) for each in fields(self)]
+        flat = [part for v in values for part in (v if isinstance(v, tuple) else (v,))]
+        return tuple([value for value in flat if isinstance(value, Tensor)])
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Constraint) and identity(self) == identity(other)
+        )
+
+    def __hash__(self) -> int:
+        found: int | None = self.__dict__.get("_hash")  # layers ask on every call
+        if found is None:
+            found = hash(identity(self))
+            self.__dict__["_hash"] = found
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_hash"}
+
+
+def identity(notion: Constraint) -> tuple[object, ...]:
+    """What makes two notions equal."""
+
+    def key(value: object) -> object:
+        if isinstance(value, (tuple, list)):
+            return tuple([key(part) for part in value])
+        return ("tensor", id(value)) if isinstance(value, Tensor) else (type(value), value)
+
+    return (type(notion), *(key(getattr(notion, each.name)) for each in fields(notion)))
+
+
+def check_number(
+    notion: Constraint,
+    name: str,
+    value: object,
+    expected: str = "a number of at least 0",
+    reason: str = "",
+    *,
+    least: float = 0.0,
+    most: float = math.inf,
+) -> float:
+    """The value of a parameter, in a range; a tensor's value may change later.
+
+    Raises:
+        ProblemError: it is no number, or outside ``least`` to ``most``; the message says what was
+            ``expected``, and the ``reason``.
+    """
+    owner = type(notion).__name__
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or not value.is_floating_point():
+            raise ProblemError(
+                f"{owner}: {name}: expected a number or a floating-point tensor with one element, "
+                f"got {value.dtype} of shape {tuple(value.shape)}"
+            )
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ProblemError(f"{owner}: {name}: expected a number, got {type(value).__name__}")
+    number = float(value.detach() if isinstance(value, Tensor) else value)
+    if not least <= number <= most:
+        raise ProblemError(f"{owner}: {name}: expected {expected}, got {number}{reason}")
+    return number
+
+
+def check_tolerance(notion: Constraint, value: object) -> None:
+    """Raise unless a tolerance is a number of at least 0."""
+    reason = "; it bounds an absolute difference; clamp one that is trained"
+    check_number(notion, "tolerance", value, reason=reason)
+
+
+def check_on(notion: Constraint, name: str, on: object) -> None:
+    """Raise unless ``on`` is a name, a tuple of different names, or ``None``."""
+    names = on if isinstance(on, tuple) else (on,)
+    if on is not None and (
+        not names or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names)
+    ):
+        raise ProblemError(
+            f"{type(notion).__name__}: {name}: expected the name of an attribute, a tuple of "
+            f"different names, or None for each attribute, got {on!r}"
+        )
+
+
+def check_given(notion: Constraint, given: object) -> None:
+    """Raise unless ``given`` is a name or a tuple of different names."""
+    if given is None:
+        raise ProblemError(
+            f"{type(notion).__name__}: given: expected the name of the factor within which groups "
+            "are compared, or a tuple of names, got None"
+        )
+    check_on(notion, "given", given)
+
+
+# ---------------------------------------------------------------------------------------------
+# One value, compared between groups
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Parity(Constraint):
+    """One value, nearly equal for all groups: |value(group a) - value(group b)| <= tolerance.
+
+    A subclass says which ``value``, by default the mean prediction, and within which ``events`` the
+    groups are compared, by default everyone.
 
     Args:
         tolerance: at least 0; a number, or a tensor with one element, which may require grad.
@@ -56,39 +194,45 @@ class Constraint:
         reference: the code of the reference group, for ``compare="reference"``; a tuple of codes
             for an intersection.
 
+    Attributes of the class:
+        label: put behind the names of the rows, where the value is not the mean prediction.
+
     Raises:
         ProblemError: an argument is outside what is said above.
     """
 
-    tolerance: float | Tensor
+    tolerance: Number
     on: str | tuple[str, ...] | None = None
     compare: Compare = "pairwise"
     reference: int | tuple[int, ...] | None = field(default=None, kw_only=True)
 
-    events: ClassVar[tuple[int | None, ...]] = (None,)
-    residual: ClassVar[bool] = False
+    label: ClassVar[str] = ""
+
+    def events(self, batch: Batch) -> Sequence[Samples]:
+        """Within which samples the groups are compared, one set of rows for each."""
+        return (batch.everyone,)
+
+    def value(self, samples: Samples) -> Functional:
+        """What is compared."""
+        return samples.mean()
+
+    def rows(self, batch: Batch) -> Iterator[Row]:
+        for name, a, b in batch.pairs(
+            self.on,
+            *self.events(batch),
+            compare=self.compare,
+            reference=self.reference,
+            label=self.label,
+        ):
+            yield Row.within(name, self.value(a) - self.value(b), self.tolerance)
+
+    def check(self) -> None:
+        check_tolerance(self, self.tolerance)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         name = type(self).__name__
-        if isinstance(self.tolerance, Tensor):
-            if self.tolerance.numel() != 1 or not self.tolerance.is_floating_point():
-                raise ProblemError(
-                    f"{name}: tolerance: expected a number or a floating-point tensor with one "
-                    f"element, got {self.tolerance.dtype} of shape {tuple(self.tolerance.shape)}"
-                )
-        elif isinstance(self.tolerance, bool) or not isinstance(self.tolerance, (int, float)):
-            raise ProblemError(
-                f"{name}: tolerance: expected a number, got {type(self.tolerance).__name__}"
-            )
-        self.check_tolerance()
-        names = self.on if isinstance(self.on, tuple) else (self.on,)
-        if self.on is not None and (
-            not names or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names)
-        ):
-            raise ProblemError(
-                f"{name}: on: expected the name of an attribute, a tuple of different names, or "
-                f"None for each attribute, got {self.on!r}"
-            )
+        check_on(self, "on", self.on)
         if self.compare not in ("pairwise", "overall", "reference"):
             raise ProblemError(
                 f"{name}: compare: expected 'pairwise', 'overall' or 'reference', got "
@@ -107,28 +251,8 @@ class Constraint:
                 f"an intersection, got {self.reference!r}"
             )
 
-    def check_tolerance(self) -> None:
-        """Raise unless the tolerance is a number of at least 0; a tensor's value may change."""
-        tolerance = self.tolerance
-        value = float(tolerance.detach() if isinstance(tolerance, Tensor) else tolerance)
-        if math.isnan(value) or value < 0:
-            raise ProblemError(
-                f"{type(self).__name__}: tolerance: expected a number of at least 0, got {value}; "
-                "it bounds an absolute difference; clamp one that is trained"
-            )
 
-    @property
-    def needs_targets(self) -> bool:
-        """Whether the rows depend on targets."""
-        return self.residual or self.needs_outcome
-
-    @property
-    def needs_outcome(self) -> bool:
-        """Whether the rows depend on binary targets."""
-        return any(event is not None for event in self.events)
-
-
-class DemographicParity(Constraint):
+class DemographicParity(Parity):
     """Equal means: |E[x | group a] - E[x | group b]| <= tolerance.
 
     Also: statistical parity, independence (in expectation), disparate-impact gap. For scores that
@@ -137,37 +261,67 @@ class DemographicParity(Constraint):
     """
 
 
-class EqualOpportunity(Constraint):
+class EqualOpportunity(Parity):
     """Equal means among positives: |E[x | a, y = 1] - E[x | b, y = 1]| <= tolerance.
 
-    Also: true-positive-rate parity (expected rates). Needs binary targets. Source: Hardt, Price,
-    Srebro, "Equality of opportunity in supervised learning", NeurIPS 2016, definition 2.2.
+    Also: true-positive-rate parity (expected rates). Needs targets that are 0 or 1, or chances of
+    1. Source: Hardt, Price, Srebro, "Equality of opportunity in supervised learning", NeurIPS 2016,
+    definition 2.2.
     """
 
-    events = (1,)
+    def events(self, batch: Batch) -> Sequence[Samples]:
+        return (batch.positives,)
 
 
-class PredictiveEquality(Constraint):
+class PredictiveEquality(Parity):
     """Equal means among negatives: |E[x | a, y = 0] - E[x | b, y = 0]| <= tolerance.
 
-    Also: false-positive-rate parity (expected rates). Needs binary targets. Source:
-    Corbett-Davies et al., "Algorithmic decision making and the cost of fairness", KDD 2017.
+    Also: false-positive-rate parity (expected rates). Needs targets that are 0 or 1, or chances of
+    1. Source: Corbett-Davies et al., "Algorithmic decision making and the cost of fairness", KDD
+    2017.
     """
 
-    events = (0,)
+    def events(self, batch: Batch) -> Sequence[Samples]:
+        return (batch.negatives,)
 
 
-class EqualizedOdds(Constraint):
+class EqualizedOdds(Parity):
     """Equal means among positives and among negatives: EqualOpportunity and PredictiveEquality.
 
-    Also: separation (in expectation). Needs binary targets. Source: Hardt, Price, Srebro, NeurIPS
-    2016, definition 2.1.
+    Also: separation (in expectation). Needs targets that are 0 or 1, or chances of 1. Source:
+    Hardt, Price, Srebro, NeurIPS 2016, definition 2.1.
     """
 
-    events = (0, 1)
+    def events(self, batch: Batch) -> Sequence[Samples]:
+        return (batch.negatives, batch.positives)
 
 
-class MeanResidual(Constraint):
+@dataclass(frozen=True, eq=False)
+class ConditionalParity(Parity):
+    """Equal means within strata: |E[x | a, factor = v] - E[x | b, factor = v]| <= tolerance, all v.
+
+    Also: conditional statistical parity, conditional demographic parity. The factor is one that may
+    legitimately explain differences, such as the department applied to. Source: Kamiran,
+    Zliobaite, Calders, "Quantifying explainable discrimination", KAIS 2013; Corbett-Davies et al.,
+    KDD 2017.
+
+    Args:
+        tolerance, on, compare, reference: as for ``Parity``. With ``on=None`` the factor is not
+            compared itself.
+        given: the factor, an attribute in ``groups``; a tuple of names for all combinations.
+    """
+
+    given: str | tuple[str, ...] = field(kw_only=True)
+
+    def events(self, batch: Batch) -> Sequence[Samples]:
+        return batch.strata(self.given)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_given(self, self.given)
+
+
+class MeanResidual(Parity):
     """Equal mean residuals: |E[y - x | a] - E[y - x | b]| <= tolerance.
 
     For regression; also: bias parity, balance of the mean error. Needs targets, any real numbers.
@@ -175,199 +329,266 @@ class MeanResidual(Constraint):
     Montufar, Roemer, ICML 2026.
     """
 
-    residual = True
+    label = "residual"
+
+    def value(self, samples: Samples) -> Functional:
+        return samples.mean_residual()
+
+
+class ErrorParity(Parity):
+    """Equal expected errors: |E[|y - x| | a] - E[|y - x| | b]| <= tolerance, for y in {0, 1}.
+
+    Affine, because |y - x| = y (1 - x) + (1 - y) x for x from 0 to 1. It is the chance of a wrong
+    decision when x is the chance of a positive one; with soft targets, the same over y, too. Also:
+    overall accuracy equality, equal misclassification rates (in expectation). Needs targets that
+    are 0 or 1, or chances of 1; bounds of (0, 1) make it what it says. Source: Berk et al.,
+    "Fairness in criminal justice risk assessments", Sociological Methods & Research 2021 ("overall
+    accuracy equality"); Zafar et al., "Fairness beyond disparate treatment", WWW 2017.
+    """
+
+    label = "error"
+
+    def rows(self, batch: Batch) -> Iterator[Row]:
+        outcome = batch.negatives, batch.positives
+
+        def error(group: Samples) -> Functional:
+            negative, positive = (group & event for event in outcome)
+            missed = positive.share(per=group) - positive.mean(per=group)
+            return negative.mean(per=group) + missed
+
+        for name, a, b in batch.pairs(
+            self.on, compare=self.compare, reference=self.reference, label=self.label
+        ):
+            yield Row.within(name, error(a) - error(b), self.tolerance)
 
 
 # ---------------------------------------------------------------------------------------------
-# From notions to sets of cells
+# Others
 # ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One dimension of the cells: an attribute, or the outcome (targets 0 and 1)."""
-
-    name: str
-    labels: tuple[str, ...]
-    codes: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What of a constraint decides its rows, apart from the tolerance: a key for the cache."""
-
-    events: tuple[int | None, ...]
-    residual: bool
-    attributes: tuple[tuple[str, ...], ...]  # one tuple of names per family of rows
-    compare: str
-    reference: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
-    """All rows of a list of constraints, as sets of cells.
+class ImpactRatio(Constraint):
+    """Every group's mean at least threshold times every other's: E[x | a] >= threshold * E[x | b].
 
-    Attributes:
-        sets: ``(3 m, K)``, float64, 0 or 1: the cells on the left of each row, those on the right,
-            and those on the right only.
-        signed: ``(2, m, K)``, the cells on the left only, and minus those on the right only.
-        both: ``(m, K)``, the cells on both sides.
-        nested: whether any left is part of its right ("overall").
-        names: m readable names.
-        owner: int64 ``(m,)``, the constraint that each row comes from.
-        residual: float64 ``(m,)``, 1 where the row's shift is that of the targets.
-        shifted: whether any row is.
-        alone: what has no rows because there is one group only.
-    """
-
-    sets: Tensor
-    signed: Tensor
-    both: Tensor
-    nested: bool
-    names: tuple[str, ...]
-    owner: Tensor
-    residual: Tensor
-    shifted: bool
-    alone: tuple[str, ...]
-
-
-@lru_cache(maxsize=256)
-def plan(
-    constraints: tuple[Constraint, ...], attributes: tuple[str, ...]
-) -> tuple[tuple[Recipe, ...], tuple[str, ...]]:
-    """The recipes of all constraints, and the attributes that they use."""
-    recipes = tuple(recipe(constraint, attributes) for constraint in constraints)
-    used = {name for made in recipes for family in made.attributes for name in family}
-    return recipes, tuple(name for name in attributes if name in used)
-
-
-@lru_cache(maxsize=256)
-def attribute_axis(name: str, values: tuple[int, ...]) -> Axis:
-    """The axis of an attribute with these codes."""
-    return Axis(name, tuple(map(str, values)), values)
-
-
-OUTCOME = Axis("y", ("0", "1"), (0, 1))
-
-
-def recipe(constraint: Constraint, attributes: tuple[str, ...]) -> Recipe:
-    """The recipe of a constraint, given the names of the attributes at hand.
-
-    Raises:
-        ProblemError: an attribute is missing, or the reference does not fit it.
-    """
-    name = type(constraint).__name__
-    on = constraint.on
-    families = (
-        tuple((a,) for a in attributes) if on is None else ((on,) if isinstance(on, str) else on,)
-    )
-    for family in families:
-        missing = [a for a in family if a not in attributes]
-        if missing or not family:
-            raise ProblemError(
-                f"{name}: on={on!r}: expected attributes among {', '.join(map(repr, attributes))}"
-                f"; groups has no {', '.join(map(repr, missing))}. Pass groups as a mapping of "
-                "attribute name to tensor"
-            )
-    reference = constraint.reference
-    if reference is not None:
-        reference = reference if isinstance(reference, tuple) else (reference,)
-        for family in families:
-            if len(reference) != len(family):
-                raise ProblemError(
-                    f"{name}: reference: expected {len(family)} code(s) for "
-                    f"{' x '.join(family)}, got {len(reference)}"
-                )
-    return Recipe(
-        constraint.events,
-        constraint.residual,
-        families,
-        constraint.compare,
-        tuple(int(code) for code in reference) if reference is not None else None,
-    )
-
-
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # what is kept serves training, too
-def comparison(
-    recipes: tuple[Recipe, ...], axes: tuple[Axis, ...], outcome: int | None, device: torch.device
-) -> Comparison:
-    """Rows of all recipes over the cells, which are the product of the axes in row-major order.
+    For all ordered pairs: the lowest mean is at least ``threshold`` times the highest. Also: the
+    four-fifths rule (threshold 0.8), disparate impact, p%-rule. Needs a lower bound of at least 0:
+    a ratio says nothing where means can be negative. Source: Uniform Guidelines on Employee
+    Selection Procedures, 29 CFR 1607.4(D), 1978; Feldman et al., "Certifying and removing disparate
+    impact", KDD 2015.
 
     Args:
-        outcome: the axis of the targets' values, if there is one.
+        threshold: from 0 to 1; a number, or a tensor with one element, which may require grad.
+        on: as for ``Parity``.
     """
-    K = math.prod(len(axis.codes) for axis in axes)
-    grid = torch.arange(K).view([len(axis.codes) for axis in axes])
-    position = {axis.name: i for i, axis in enumerate(axes) if i != outcome}
-    left: list[Tensor] = []
-    right: list[Tensor] = []
-    names: list[str] = []
-    owner: list[int] = []
-    residual: list[bool] = []
-    alone: list[str] = []
-    for number, made in enumerate(recipes):
-        for family, event in product(made.attributes, made.events):
-            members: dict[tuple[int, ...], Tensor] = {}
-            labels: dict[tuple[int, ...], str] = {}
-            everyone = torch.zeros(K, dtype=torch.float64)
-            where = [slice(None)] * len(axes)
-            if event is not None:
-                assert outcome is not None
-                where[outcome] = slice(event, event + 1)
-            everyone[grid[tuple(where)].flatten()] = 1.0
-            places = [position[a] for a in family]
-            for values in product(*(range(len(axes[p].codes)) for p in places)):
-                inside = list(where)
-                for p, value in zip(places, values, strict=True):
-                    inside[p] = slice(value, value + 1)
-                code = tuple(axes[p].codes[v] for p, v in zip(places, values, strict=True))
-                member = torch.zeros(K, dtype=torch.float64)
-                member[grid[tuple(inside)].flatten()] = 1.0
-                members[code] = member
-                words = [axes[p].labels[v] for p, v in zip(places, values, strict=True)]
-                labels[code] = words[0] if len(words) == 1 else f"({', '.join(words)})"
-            prefix = " x ".join(family)
-            suffix = "" if event is None else f" | y = {event}"
-            suffix += " | residual" if made.residual else ""
-            pairs: list[tuple[Tensor, Tensor, str]] = []
-            if made.compare == "overall":
-                pairs = [(members[a], everyone, f"{labels[a]} vs all") for a in members]
-            elif made.compare == "pairwise":
-                pairs = [
-                    (members[a], members[b], f"{labels[a]} vs {labels[b]}")
-                    for a, b in combinations(members, 2)
-                ]
-            elif made.reference is not None:
-                base = made.reference
-                # Without samples its rows are left out below, and named.
-                samples = members.get(base, torch.zeros(K, dtype=torch.float64))
-                label = ", ".join(map(str, base))
-                label = label if len(base) == 1 else f"({label})"
-                pairs = [
-                    (members[a], samples, f"{labels[a]} vs {label}") for a in members if a != base
-                ]
-            if len(members) == 1 and not (pairs and made.compare == "reference"):
-                pairs = []
-                alone.append(f"{prefix}{suffix}")
-            for a, b, words_ in pairs:
-                left.append(a)
-                right.append(b)
-                names.append(f"{prefix}: {words_}{suffix}")
-                owner.append(number)
-                residual.append(made.residual)
-    empty = torch.zeros(0, K, dtype=torch.float64)
-    lefts = torch.stack(left) if left else empty
-    rights = torch.stack(right) if right else empty
-    both = lefts * rights
-    return Comparison(
-        torch.cat([lefts, rights, rights - both]).to(device),
-        torch.stack([lefts - both, both - rights]).to(device),
-        both.to(device),
-        bool(both.any()),
-        tuple(names),
-        torch.tensor(owner, dtype=torch.int64).to(device),
-        torch.tensor(residual, dtype=torch.float64).to(device),
-        any(residual),
-        tuple(dict.fromkeys(alone)),
-    )
+
+    threshold: Number
+    on: str | tuple[str, ...] | None = None
+
+    nonnegative = True
+
+    def rows(self, batch: Batch) -> Iterator[Row]:
+        for name, a, b in batch.pairs(self.on, ordered=True, label="ratio"):
+            yield Row(name, a.mean() - self.threshold * b.mean(), lower=0.0)
+
+    def check(self) -> None:
+        check_number(
+            self, "threshold", self.threshold, "a number from 0 to 1",
+            "; it is the least ratio of two means; 0.8 for the four-fifths rule", most=1.0,
+        )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_on(self, "on", self.on)
+
+
+@dataclass(frozen=True, eq=False)
+class MinimumRate(Constraint):
+    """Every group's mean is at least rate: E[x | a] >= rate.
+
+    Also: levelling up, minimum acceptance rate, a floor for every group (sufficientarian
+    fairness). Groups may differ above it. Source: Mittelstadt, Wachter, Russell, "The unfairness of
+    fair machine learning", 2023 (minimum rate constraints).
+
+    Args:
+        rate: a number, or a tensor with one element, which may require grad.
+        on: as for ``Parity``.
+    """
+
+    rate: Number
+    on: str | tuple[str, ...] | None = None
+
+    def rows(self, batch: Batch) -> Iterator[Row]:
+        for group in batch.groups(self.on):
+            yield Row(f"{group.name} | minimum", group.mean(), lower=self.rate)
+
+    def check(self) -> None:
+        check_number(self, "rate", self.rate, "a finite number", least=-LARGEST, most=LARGEST)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_on(self, "on", self.on)
+
+
+@dataclass(frozen=True, eq=False)
+class Covariance(Constraint):
+    """Little covariance with a continuous attribute s: |E[(s - E[s]) x]| <= tolerance.
+
+    E[(s - E[s]) x] = cov(s, x), with the mass of the samples as its divisor (not one less). Bounds
+    linear dependence only. Also: decorrelation, covariance-based fairness. Source: Zafar et al.,
+    "Fairness constraints: mechanisms for fair classification", AISTATS 2017 (there between s and
+    the distance to the decision boundary).
+
+    Args:
+        tolerance: at least 0, in units of s times units of x.
+        on: a continuous attribute, a floating-point tensor ``(n,)`` or ``(B, n)`` in ``groups``;
+            a tuple of names for several, one row each.
+        given: a factor (group codes, in ``groups``): the covariance within each of its strata.
+    """
+
+    tolerance: Number
+    on: str | tuple[str, ...]
+    given: str | tuple[str, ...] | None = None
+
+    def rows(self, batch: Batch) -> Iterator[Row]:
+        strata = [batch.everyone] if self.given is None else batch.strata(self.given)
+        for attribute in self.on if isinstance(self.on, tuple) else (self.on,):
+            for samples in strata:
+                name = f"{attribute}: covariance" + (f" | {samples.name}" if samples.name else "")
+                yield Row.within(name, samples.covariance(attribute), self.tolerance)
+
+    def check(self) -> None:
+        check_tolerance(self, self.tolerance)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.on is None:
+            raise ProblemError(
+                "Covariance: on: expected the name of a continuous attribute, or a tuple of names, "
+                "got None"
+            )
+        check_on(self, "on", self.on)
+        if self.given is not None:
+            check_given(self, self.given)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupCalibration(Constraint):
+    """Small mean residuals per group and bin of scores: |E[x - y | a, score in bin]| <= tolerance.
+
+    The bins are those of the scores that come in, not of the predictions that go out: which bin a
+    sample is in is decided before, without a derivative, and so the rows are affine. Also:
+    calibration within groups, sufficiency (binned, in expectation), multicalibration on one set of
+    groups. Needs targets: 0 and 1, chances, or any real numbers. Source: Kleinberg, Mullainathan,
+    Raghavan, "Inherent trade-offs in the fair determination of risk scores", ITCS 2017 (condition
+    A); Pleiss et al., "On fairness and calibration", NeurIPS 2017.
+
+    Args:
+        tolerance: as for ``Parity``.
+        bins: how many bins of equal width from 0 to 1; or the increasing edges between bins. The
+            first and the last one are open: [0.5] makes two bins, below 0.5 and from there on.
+        on: as for ``Parity``.
+    """
+
+    tolerance: Number
+    bins: int | Sequence[float]
+    on: str | tuple[str, ...] | None = None
+
+    def rows(self, batch: Batch) -> Iterator[Row]:
+        for group in batch.groups(self.on, *batch.score_bins(self.edges)):
+            yield Row.within(f"{group.name} | residual", group.mean_residual(), self.tolerance)
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """The edges between the bins, without those at the ends."""
+        if isinstance(self.bins, int):
+            return tuple([k / self.bins for k in range(1, self.bins)])
+        return tuple([float(edge) for edge in self.bins])
+
+    def check(self) -> None:
+        check_tolerance(self, self.tolerance)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_on(self, "on", self.on)
+        bins = self.bins
+        if isinstance(bins, int):
+            good = not isinstance(bins, bool) and bins >= 2
+        else:
+            good = isinstance(bins, (list, tuple)) and len(bins) > 0
+            good = good and all(isinstance(e, (int, float)) and math.isfinite(e) for e in bins)
+            good = good and all(a < b for a, b in pairwise(bins))
+        if not good:
+            raise ProblemError(
+                "GroupCalibration: bins: expected a whole number of at least 2, or a list of "
+                f"increasing finite edges, got {bins!r}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Budget(Constraint):
+    """The total or the mean of the predictions, fixed or bounded: lower <= sum_i x_i <= upper.
+
+    With weights, sum_i w_i x_i and its mean. Also: capacity, quota, allocation under a budget;
+    with ``on``, a budget for each group. Source: any allocation problem; for instance Elzayn et
+    al., "Fair algorithms for learning in allocation problems", FAT* 2019.
+
+    Args:
+        total: a number, or a tensor with one element, which the total must equal; or a pair of
+            limits ``(lower, upper)``, each a number, a tensor or ``None`` for none.
+        mean: the same for the mean. Give one of the two.
+        on: as for ``Parity``, but ``None`` means everyone together.
+    """
+
+    total: Limits | None = None
+    mean: Limits | None = None
+    on: str | tuple[str, ...] | None = None
+
+    @property
+    def limits(self) -> tuple[Number | None, Number | None]:
+        """The lower and the upper one."""
+        chosen = self.mean if self.total is None else self.total
+        return chosen if isinstance(chosen, tuple) else (chosen, chosen)
+
+    def rows(self, batch: Batch) -> Iterator[Row]:
+        word = "total" if self.mean is None else "mean"
+        lower, upper = self.limits
+        for samples in [batch.everyone] if self.on is None else batch.groups(self.on):
+            value = samples.sum() if word == "total" else samples.mean()
+            yield Row(
+                f"{samples.name} | {word}" if samples.name else f"budget: {word}",
+                value,
+                -math.inf if lower is None else lower,
+                math.inf if upper is None else upper,
+            )
+
+    def check(self) -> None:
+        word = "total" if self.mean is None else "mean"
+        lower, upper = (
+            end
+            if limit is None
+            else check_number(self, word, limit, "a finite number", least=-LARGEST, most=LARGEST)
+            for limit, end in zip(self.limits, (-math.inf, math.inf), strict=True)
+        )
+        if lower > upper:
+            raise ProblemError(
+                f"Budget: {word}: expected lower <= upper, got lower {lower}, upper {upper}"
+            )
+
+    def __post_init__(self) -> None:
+        if (self.total is None) == (self.mean is None):
+            raise ProblemError(
+                "Budget: expected a total or a mean, one of the two, got "
+                f"total={self.total!r}, mean={self.mean!r}"
+            )
+        chosen = self.mean if self.total is None else self.total
+        if isinstance(chosen, (tuple, list)) and (
+            not isinstance(chosen, tuple) or len(chosen) != 2 or chosen == (None, None)
+        ):
+            word = "total" if self.mean is None else "mean"
+            raise ProblemError(
+                f"Budget: {word}: expected a number or a pair (lower, upper), one of them at "
+                f"least, got {chosen!r}"
+            )
+        super().__post_init__()
+        check_on(self, "on", self.on)

@@ -3,49 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from importlib import import_module
-from types import ModuleType, NoneType
-from typing import Any, Literal, TypeAlias
+from types import NoneType
+from typing import TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fairopt.constraints import (
-    OUTCOME,
-    Axis,
-    Comparison,
-    Constraint,
-    attribute_axis,
-    comparison,
-    plan,
-)
+from fairopt.assembly import MissingGroup, write
+from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
 from fairopt.memory import negative
-from fairopt.problem import QP, CellRows, all_finite, compact, shape_of, to_batch, trusted
+from fairopt.problem import QP, CellRows, Rows, all_finite, compact, shape_of, to_batch, trusted
+from fairopt.samples import GroupCounts, Groups, cell_rows, fit, gather, is_small, scan
+from fairopt.tracing import Trace
 
-__all__ = ["Bounds", "Groups", "formulate"]
+__all__ = ["Bounds", "GroupCounts", "Groups", "MissingGroup", "formulate"]
 
-Groups: TypeAlias = Tensor | Mapping[str, Tensor]
 Bound: TypeAlias = Tensor | float | None
 Bounds: TypeAlias = tuple[Bound, Bound] | None
-MissingGroup: TypeAlias = Literal["skip", "raise"]
-GroupCounts: TypeAlias = Mapping[str, int] | int | None
 
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 SCORES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 NUMBERS = (float, int, NoneType)
 
-# Codes up to this many are used as they are; larger or sparser ones are renumbered.
-MOST_CODES = 64
-
-# Up to this many samples on the CPU, inputs are looked at by the compiled code of fairopt.scan.
-SMALL = 50_000
+# Rows of up to this many cells are remembered by the cells' counts.
+MOST_COUNTS = 256
 
 
 def formulate(
@@ -121,12 +105,8 @@ def formulate_around(
     flat = as_batch(center.detach())
     check_finite(scores, flat)
     batch, n = flat.shape
-    attributes = group_codes(groups, scores, flat)
-    recipes, used = plan(constraints, tuple(attributes))
-    outcome, values = outcome_and_targets(constraints, targets, scores, flat)
-    counts = counted(group_counts, groups, used)
-    cells = make_cells({name: attributes[name] for name in used}, outcome, counts)
-    rows = comparison(recipes, cells.axes, cells.outcome_axis, flat.device)
+    data = gather(constraints, scores, flat, groups, targets, group_counts)
+    rows, cells = data.rows, data.cells
     if rows.alone and missing_group == "raise":
         raise ProblemError(
             f"groups: expected at least two groups to compare in {', '.join(rows.alone)}, got one; "
@@ -135,15 +115,15 @@ def formulate_around(
     sides = both(bounds)
     if (
         weights is None
+        and cells is not None
         and len(cells.index) == 1
         and cells.size <= MOST_COUNTS
         and type(sides[0]) in NUMBERS
         and type(sides[1]) in NUMBERS
-        and not rows.shifted
-        and fixed(constraints)
+        and rows.repeats
     ):
         same = remembered(
-            constraints, rows, cells.counts(), sides, missing_group, scores.dtype, flat.dtype,
+            rows, cells.counts(), sides, data.nonnegative, missing_group, scores.dtype, flat.dtype,
             flat.device, batch, n,
         )  # fmt: skip
         template = same.rows
@@ -163,25 +143,12 @@ def formulate_around(
     if weights is not None:
         flat = as_batch(center)  # with its history
     weight, P, linear = objective(flat, weights)
-    mass = cells.mass(weight, batch if weight is not None else len(cells.index))
-    names, skipped, coefficient, l, u = write_rows(constraints, rows, mass, missing_group)
-    if rows.shifted and names:
-        assert values is not None
-        weighted = values if weight is None else values * weight
-        sums = cells.sum(weighted, batch)
-        kept = [rows.names.index(name) for name in names]
-        shift = (coefficient @ sums.unsqueeze(-1)).squeeze(-1)
-        # Equal means of targets differ by rounding; as a side that would ask for the impossible
-        # where every prediction sits at a bound.
-        size = coefficient.detach().abs() @ cells.sum(weighted.detach().abs(), batch).unsqueeze(-1)
-        shift = torch.where(shift.abs() <= 4e-15 * size.squeeze(-1), 0 * shift, shift)
-        shift = shift * rows.residual[kept]
-        l, u = l + shift, u + shift
+    written = data.write(weight, batch, missing_group)
     lower, upper = inward_bounds(sides, scores, flat)
-    weight_rows = flat.new_ones(()) if weight is None else weight
+    check_nonnegative(data.nonnegative, lower)
     problem = put_together(
-        P, linear, coefficient, cells.index, weight_rows, l, u, lower, upper, names,
-        only_one(rows) + skipped,
+        P, linear, data.in_form(written.matrix, weight, flat), *written.sides, lower, upper,
+        written.names, only_one(rows) + written.skipped,
     )  # fmt: skip
     return problem, None if weights is not None else center
 
@@ -189,9 +156,7 @@ def formulate_around(
 def put_together(
     P: Tensor,
     q: Tensor,
-    coefficient: Tensor,
-    cell: Tensor,
-    weight: Tensor,
+    rows: Rows,
     l: Tensor,
     u: Tensor,
     lower: Tensor,
@@ -201,17 +166,12 @@ def put_together(
 ) -> QP:
     """The QP of data that were checked: each expanded to ``q``'s batch."""
     batch, n = q.shape
-    m, K = coefficient.shape[-2:]
+    m = rows.shape[1]
     return trusted(
         QP,
         P=to_batch(P, batch, n),
         q=q,
-        rows=trusted(
-            CellRows,
-            coefficient=to_batch(coefficient, batch, m, K),
-            cell=to_batch(cell, batch, n),
-            weight=to_batch(weight, batch, n),
-        ),
+        rows=rows,
         l=to_batch(l, batch, m),
         u=to_batch(u, batch, m),
         lb=to_batch(lower, batch, n),
@@ -221,18 +181,28 @@ def put_together(
     )
 
 
-def only_one(rows: Comparison) -> tuple[str, ...]:
+def only_one(rows: Trace) -> tuple[str, ...]:
     """What is not compared because there is one group only, as problems report it."""
     return tuple([f"{name}: only one group" for name in rows.alone])
+
+
+def check_nonnegative(names: tuple[str, ...], lower: Tensor) -> None:
+    """Raise unless predictions cannot be negative, where a notion needs that."""
+    if names and not bool((compact(lower.detach()) >= 0).all()):
+        raise ProblemError(
+            f"bounds: {', '.join(names)} needs a lower bound of at least 0, got "
+            f"{describe(compact(lower.detach()))}; a ratio of means says nothing where they can be "
+            "negative"
+        )
 
 
 @lru_cache(maxsize=512)
 @torch.inference_mode(False)  # what is kept serves training, too
 def remembered(
-    constraints: tuple[Constraint, ...],
-    rows: Comparison,
+    rows: Trace,
     counts: tuple[int, ...],
     bounds: tuple[float | None, float | None],
+    nonnegative: tuple[str, ...],
     missing_group: MissingGroup,
     dtype: torch.dtype,
     kept: torch.dtype,
@@ -249,13 +219,16 @@ def remembered(
         dtype, kept: dtypes of the scores and of the solution.
     """
     mass = torch.tensor([counts], dtype=torch.float64, device=device)
-    names, skipped, coefficient, l, u = write_rows(constraints, rows, mass, missing_group)
+    assert rows.grid is not None
+    written = write(rows, rows.grid, mass, {}, missing_group)
     like = torch.zeros((), dtype=dtype, device=device)
     lower, upper = inward_bounds(bounds, like, like.to(kept))
+    check_nonnegative(nonnegative, lower)
     one = torch.ones((), dtype=kept, device=device)
+    index = torch.zeros(1, n, dtype=torch.uint8, device=device)
     problem = put_together(
-        one, one.expand(batch, n), coefficient, torch.zeros(1, n, dtype=torch.uint8, device=device),
-        one, l, u, lower, upper, names, only_one(rows) + skipped,
+        one, one.expand(batch, n), cell_rows(written.matrix, index, one, batch), *written.sides,
+        lower, upper, written.names, only_one(rows) + written.skipped,
     )  # fmt: skip
     return trusted(QP, **{**problem.__dict__, "memo": {}})
 
@@ -315,125 +288,20 @@ def check_finite(scores: Tensor, flat: Tensor) -> None:
         )
 
 
-def is_small(tensor: Tensor) -> bool:
-    """Whether ``fairopt.scan`` takes it."""
-    return tensor.is_cpu and tensor.numel() <= SMALL and tensor.is_contiguous()
-
-
-@lru_cache(maxsize=1)
-def scan() -> ModuleType:
-    """The compiled functions, loaded when first needed."""
-    return import_module("fairopt.scan")
-
-
-def fit(name: str, tensor: object, scores: Tensor, flat: Tensor) -> Tensor:
-    """A companion of the scores as ``(1, n)`` or ``(B, n)``; its shape and device checked."""
-    if not isinstance(tensor, Tensor):
-        raise ProblemError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-    if tensor.device != scores.device:
-        raise ProblemError(
-            f"{name}: expected device {scores.device}, where the scores are, got {tensor.device}; "
-            "move it with .to(...)"
-        )
-    batch, n = flat.shape
-    if tensor.shape == (n,):
-        return tensor.unsqueeze(0)
-    if tensor.shape == (batch, n):
-        return tensor
-    if batch == 1 and tensor.shape == (n, 1):
-        return tensor.mT
-    raise ProblemError(
-        f"{name}: expected shape ({n},) or {shape_of(scores)}, one value for each score, got "
-        f"{shape_of(tensor)}"
-    )
-
-
-def group_codes(groups: Groups, scores: Tensor, flat: Tensor) -> dict[str, Tensor]:
-    """Each attribute's codes as integers ``(1, n)`` or ``(B, n)``."""
-    bare = isinstance(groups, Tensor) or not isinstance(groups, Mapping)  # the cheap test first
-    named: Any = {"group": groups} if bare else groups
-    if not named:
-        raise ProblemError("groups: expected at least one attribute, got an empty mapping")
-    if not all(isinstance(name, str) for name in named):
-        raise ProblemError(
-            f"groups: expected names of attributes as keys, got {', '.join(map(repr, named))}"
-        )
-    found = {}
-    for name, tensor in named.items():
-        label = "groups" if bare else f"groups[{name!r}]"
-        codes = fit(label, tensor, scores, flat)
-        if codes.dtype not in INTEGERS:
-            raise ProblemError(
-                f"{label}: expected integer or bool codes, got {codes.dtype}; convert categories "
-                "with .long()"
-            )
-        found[name] = codes.view(torch.uint8) if codes.dtype == torch.bool else codes
-    return found
-
-
-def counted(
-    group_counts: GroupCounts, groups: Groups, used: tuple[str, ...]
-) -> dict[str, int] | None:
-    """The declared number of groups of each attribute in use; ``None`` if none is declared."""
-    if isinstance(groups, Tensor):
-        boolean = {"group": 2} if groups.dtype == torch.bool and used else {}
-    else:
-        boolean = {name: 2 for name in used if groups[name].dtype == torch.bool}
-    if group_counts is None:
-        return boolean or None
-    named = group_counts if isinstance(group_counts, Mapping) else dict.fromkeys(used, group_counts)
-    known = ("group",) if isinstance(groups, Tensor) else tuple(groups)
-    unknown = [name for name in named if name not in known]
-    if unknown:
-        raise ProblemError(
-            f"group_counts: expected names among {', '.join(map(repr, known))}, got "
-            f"{', '.join(map(repr, unknown))}"
-        )
-    for name, count in named.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ProblemError(
-                f"group_counts: expected a whole number of at least 1 for {name!r}, got {count!r}"
-            )
-    return boolean | {name: named[name] for name in used if name in named}
-
-
-def outcome_and_targets(
-    constraints: tuple[Constraint, ...], targets: Tensor | None, scores: Tensor, flat: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """Binary targets as codes and real targets in float64, each where a constraint needs it."""
-    needing = [type(c).__name__ for c in constraints if c.needs_targets]
-    if not needing:
-        return None, None
-    if targets is None:
-        raise ProblemError(
-            f"targets: {', '.join(needing)} needs them, got none; pass targets with the shape of "
-            "the scores"
-        )
-    fitted = fit("targets", targets, scores, flat)
-    if fitted.is_complex():
-        raise ProblemError(f"targets: expected real numbers, got {fitted.dtype}")
-    values = fitted.double()
-    if not all_finite(values):
-        raise ProblemError("targets: expected finite values, got NaN or infinity")
-    outcome = None
-    binary = [type(c).__name__ for c in constraints if c.needs_outcome]
-    if binary:
-        plain = values.detach()
-        outcome = plain.to(torch.uint8)
-        wrong = plain != outcome
-        if bool((wrong | (outcome > 1)).any()):
-            worst = plain[wrong | (outcome > 1)][0].item()
-            raise ProblemError(
-                f"targets: {', '.join(binary)} needs targets that are 0 or 1, got {worst}; "
-                "threshold them, or use MeanResidual for real targets"
-            )
-    return outcome, values
-
-
 def objective(flat: Tensor, weights: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
     """Weights (float64, or ``None``), the diagonal P and q."""
-    if weights is None:
+    weight = read_weights(weights, flat)
+    if weight is None:
         return None, flat.new_ones(()), negative(flat)
+    # Weight 0: the sample counts for nothing, and is moved to nothing but the bounds.
+    P = torch.where(weight.detach() > 0, weight, 1.0)
+    return weight, P, -(P * flat.double()).expand(len(flat), -1)
+
+
+def read_weights(weights: Tensor | None, flat: Tensor) -> Tensor | None:
+    """Weights in float64, checked."""
+    if weights is None:
+        return None
     weight = fit("weights", weights, flat, flat)
     if not weight.is_floating_point():
         raise ProblemError(f"weights: expected floating-point numbers, got {weight.dtype}")
@@ -444,28 +312,7 @@ def objective(flat: Tensor, weights: Tensor | None) -> tuple[Tensor | None, Tens
             "weights: expected finite numbers of at least 0; drop or correct the samples that have "
             "others"
         )
-    # Weight 0: the sample counts for nothing, and is moved to nothing but the bounds.
-    P = torch.where(plain > 0, weight, 1.0)
-    return weight, P, -(P * flat.double()).expand(len(flat), -1)
-
-
-def fixed(constraints: tuple[Constraint, ...]) -> bool:
-    """Whether all tolerances are numbers."""
-    return not any([isinstance(c.tolerance, Tensor) for c in constraints])  # noqa: C419
-
-
-def tolerances(constraints: tuple[Constraint, ...], device: torch.device) -> Tensor:
-    """The tolerances as one float64 tensor, with their history."""
-    if fixed(constraints):
-        return torch.tensor([c.tolerance for c in constraints], dtype=torch.float64).to(device)
-    for constraint in constraints:
-        constraint.check_tolerance()  # again: the optimizer may have moved it
-    return torch.stack(
-        [
-            torch.as_tensor(c.tolerance, dtype=torch.float64).reshape(()).to(device)
-            for c in constraints
-        ]
-    )
+    return weight
 
 
 def both(bounds: Bounds) -> tuple[Bound, Bound]:
@@ -536,185 +383,3 @@ def rounded_inwards(exact: Tensor, dtype: torch.dtype, side: float) -> Tensor:
         return wide
     step = torch.nextafter(near, torch.tensor(-side, dtype=dtype, device=near.device)).double()
     return torch.where(outside, step, wide)
-
-
-# ---------------------------------------------------------------------------------------------
-# Cells
-# ---------------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class Cells:
-    """The combinations of attributes (and outcome) as one integer per sample.
-
-    Attributes:
-        index: ``(1, n)`` or ``(B, n)``.
-        axes: what the cells are the product of, the outcome last.
-        outcome_axis: its place among the axes, or ``None``.
-        size: how many there are, K.
-        found: number of samples in each cell (and zeros behind), if already counted.
-    """
-
-    index: Tensor
-    axes: tuple[Axis, ...]
-    outcome_axis: int | None
-    size: int
-    found: NDArray[np.int64] | None = None
-
-    def sum(self, values: Tensor, batch: int) -> Tensor:
-        """Sum of values ``(1, n)`` or ``(B, n)`` over each cell: ``(batch, K)``, float64."""
-        index = self.index.long().expand(batch, -1)
-        out = values.new_zeros(batch, self.size, dtype=torch.float64)
-        return out.scatter_add(1, index, values.double().expand(batch, -1))
-
-    def counts(self) -> tuple[int, ...]:
-        """Number of samples in each cell, of groups that the whole batch shares."""
-        if self.found is not None:
-            return tuple(self.found[: self.size].tolist())
-        n = self.index.shape[1]
-        if self.size == 2 and n > 1_000:
-            second = int(torch.count_nonzero(self.index))  # ten times faster than a count
-            return n - second, second
-        return tuple(torch.bincount(self.index[0], minlength=self.size).tolist())
-
-    def mass(self, weight: Tensor | None, batch: int) -> Tensor:
-        """Total weight, or number, of the samples in each cell: ``(batch, K)``, float64."""
-        if weight is not None:
-            return self.sum(weight, batch)
-        if len(self.index) == 1:
-            return torch.tensor([self.counts()], dtype=torch.float64).to(self.index.device)
-        ones = torch.ones((), dtype=torch.float64, device=self.index.device)
-        return self.sum(ones.expand(self.index.shape), batch)
-
-
-def make_cells(
-    attributes: Mapping[str, Tensor], outcome: Tensor | None, counts: Mapping[str, int] | None
-) -> Cells:
-    """Number the combinations of all attributes in use, in row-major order."""
-    axes, parts = [], []
-    found = None  # counts, as long as all parts are small
-    for name, codes in attributes.items():
-        if is_small(codes) and len(codes) == 1:
-            array, found = np.empty(codes.shape, np.uint8), np.zeros(MOST_CODES, np.int64)
-            low, high = scan().encode(codes.numpy(), array, found)
-            part = torch.from_numpy(array)
-        else:
-            part, found = codes, None
-            low, high = (int(end) for end in torch.aminmax(codes))
-        if low < 0:
-            raise ProblemError(
-                f"groups[{name!r}]: expected codes of at least 0, got {low}; give unknown members "
-                "a code of their own, or leave them out"
-            )
-        declared = counts.get(name) if counts else None
-        if declared is not None:
-            if high >= declared:
-                raise ProblemError(
-                    f"groups[{name!r}]: expected codes below {declared}, the number of groups "
-                    f"declared, got {high}; correct the code, or group_counts"
-                )
-            values = codes_below(declared)
-        elif high < MOST_CODES:
-            values = codes_below(high + 1)
-        else:
-            distinct, codes = torch.unique(codes, return_inverse=True)
-            values = tuple(distinct.tolist())
-        if high >= MOST_CODES:
-            part, found = codes, None
-        axes.append(attribute_axis(name, values))
-        parts.append(part)
-    outcome_axis = None
-    if outcome is not None:
-        outcome_axis = len(axes)
-        axes.append(OUTCOME)
-        parts.append(outcome)
-    size = math.prod([len(axis.codes) for axis in axes])
-    if size > 256:
-        parts = [codes.long() for codes in parts]
-        found = None
-    else:  # a byte per sample: every pass of every solver reads the cells
-        parts = [c if c.dtype == torch.uint8 else c.to(torch.uint8) for c in parts]
-        if size > MOST_CODES or len(parts) > 1:
-            found = None
-    index = parts[0]
-    if len(parts) > 1:
-        for axis, codes in zip(axes[1:], parts[1:], strict=True):
-            index = index * len(axis.codes) + codes
-    return Cells(index, tuple(axes), outcome_axis, size, found)
-
-
-@lru_cache(maxsize=256)
-def codes_below(count: int) -> tuple[int, ...]:
-    """0, 1, ..., count - 1."""
-    return tuple(range(count))
-
-
-# ---------------------------------------------------------------------------------------------
-# Rows
-# ---------------------------------------------------------------------------------------------
-
-
-Written: TypeAlias = tuple[tuple[str, ...], tuple[str, ...], Tensor, Tensor, Tensor]
-
-# Rows of up to this many cells are remembered by the cells' counts.
-MOST_COUNTS = 256
-
-
-def write_rows(
-    constraints: tuple[Constraint, ...],
-    rows: Comparison,
-    mass: Tensor,
-    missing_group: MissingGroup,
-) -> Written:
-    """Names, skipped names, coefficients ``(B, m, K)`` and sides ``(B, m)`` before any shift.
-
-    Args:
-        mass: total weight of each cell, ``(B, K)``.
-    """
-    totals = (mass @ rows.sets.mT).view(len(mass), 3, -1)  # weights of left, right, right only
-    tolerance = tolerances(constraints, mass.device)[rows.owner].unsqueeze(0)
-    if not rows.names or totals.min().item() > 0:
-        return rows.names, (), contrasts(rows, totals), -tolerance, tolerance
-    return leave_out(rows, totals, -tolerance, tolerance, missing_group)
-
-
-def contrasts(rows: Comparison, totals: Tensor) -> Tensor:
-    """Coefficients of mean over left minus mean over right: ``(B, 3, m)`` to ``(B, m, K)``.
-
-    On cells of both ("overall") the coefficient is 1/left - 1/right, a difference that cancels when
-    one group is nearly everyone; written as (right only) / (left right) it does not.
-    """
-    coefficient = (rows.signed / totals[:, :2].unsqueeze(-1)).sum(1)
-    if rows.nested:
-        left, right, rest = totals.unsqueeze(-1).unbind(1)
-        coefficient = coefficient + rows.both * (rest / (left * right))
-    return coefficient
-
-
-def leave_out(
-    rows: Comparison,
-    totals: Tensor,
-    l: Tensor,
-    u: Tensor,
-    missing_group: MissingGroup,
-) -> Written:
-    """Drop rows of which no problem has both sides; make them void in problems that lack one."""
-    here = (totals > 0).all(1)  # (B, m)
-    batch = len(here)
-    absent = []
-    for name, some in zip(rows.names, here.sum(0).tolist(), strict=True):
-        if some < batch:
-            where = "" if some == 0 else f" (in {batch - some} of {batch} problems)"
-            absent.append(f"{name}{where}")
-    if missing_group == "raise":
-        raise ProblemError(
-            "groups: the batch lacks a group, so that these rows compare nothing: "
-            f'{", ".join(absent)}; use larger or stratified batches, or missing_group="skip"'
-        )
-    coefficient = contrasts(rows, torch.where(here.unsqueeze(1), totals, 1.0)) * here.unsqueeze(-1)
-    keep = here.any(0).nonzero().squeeze(1)
-    names = tuple(rows.names[i] for i in keep.tolist())
-    l = torch.where(here, l, -math.inf)[:, keep]
-    u = torch.where(here, u, math.inf)[:, keep]
-    skipped = tuple(f"{name}: a group has no samples" for name in absent)
-    return names, skipped, coefficient[:, keep], l, u

@@ -14,12 +14,20 @@ from scipy.optimize import linprog
 
 from fairopt import (
     QP,
+    Budget,
+    ConditionalParity,
     Constraint,
+    Covariance,
     DemographicParity,
     EqualizedOdds,
     EqualOpportunity,
+    ErrorParity,
+    GroupCalibration,
+    ImpactRatio,
     MeanResidual,
+    MinimumRate,
     PredictiveEquality,
+    formulate,
 )
 
 NOTIONS = (DemographicParity, EqualOpportunity, PredictiveEquality, EqualizedOdds, MeanResidual)
@@ -100,7 +108,7 @@ def cases(draw: st.DrawFn, largest: int = 500) -> Case:
         constraints.append(notion(tolerance, on, compare))
     if any(isinstance(c, MeanResidual) for c in constraints):
         targets_real = targets * side
-        if not any(c.needs_outcome for c in constraints):
+        if all(isinstance(c, (DemographicParity, MeanResidual)) for c in constraints):
             targets = targets_real
     return Case(constraints, torch.from_numpy(scores), groups, targets, bounds, weights)
 
@@ -196,3 +204,93 @@ def least_violation(p: Plain) -> float:
     )
     assert answer.status == 0, answer.message
     return float(answer.fun)
+
+
+# ---------------------------------------------------------------------------------------------
+# All notions
+# ---------------------------------------------------------------------------------------------
+
+CATALOGUE = (
+    *NOTIONS, ConditionalParity, ErrorParity, ImpactRatio, MinimumRate, Covariance,
+    GroupCalibration, Budget,
+)  # fmt: skip
+
+
+@st.composite
+def catalogue_cases(draw: st.DrawFn, largest: int = 120) -> Case:
+    """Problems of all notions with hard and soft labels; some point within the bounds holds all."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n = draw(st.integers(2, draw(st.sampled_from([3, 8, 20, 60, largest]))))
+    soft_groups, soft_targets = draw(st.booleans()), draw(st.booleans())
+    sex = torch.from_numpy(rng.integers(0, 2, n))
+    race = torch.from_numpy(rng.integers(0, draw(st.integers(1, 5)), n))
+    groups = {"sex": sex, "race": race}
+    if soft_groups:
+        chances = rng.dirichlet(np.full(3, draw(st.sampled_from([0.05, 1.0, 20.0]))), n)
+        groups["race"] = torch.from_numpy(chances / chances.sum(1, keepdims=True))
+    targets = torch.from_numpy(
+        rng.random(n) if soft_targets else rng.integers(0, 2, n).astype(float)
+    )
+    scores = torch.from_numpy(
+        {
+            "uniform": rng.random(n),
+            "ties": rng.integers(0, 3, n) / 2,
+            "normal": 3 * rng.normal(size=n),
+        }[draw(st.sampled_from(["uniform", "ties", "normal"]))]
+    )
+    weights = None
+    if draw(st.booleans()):
+        weights = torch.from_numpy(10.0 ** rng.uniform(-2, 2, n))
+        if draw(st.booleans()):
+            weights[torch.from_numpy(rng.random(n) < 0.1)] = 0.0
+    bounds = draw(st.sampled_from([(0.0, 1.0), (0.0, None), (None, None), "samples"]))
+    lower = np.zeros(n)
+    if bounds == "samples":
+        lower = 0.3 * rng.random(n)
+        bounds = tensors(lower, lower + 0.6)
+    inner = torch.from_numpy(lower + rng.choice([0.0, 0.3, 0.6], n) * rng.random(n))
+
+    kinds = draw(st.lists(st.sampled_from(CATALOGUE), min_size=1, max_size=4))
+    constraints = []
+    for kind in kinds:
+        if kind is ImpactRatio and not isinstance(bounds[0], torch.Tensor) and bounds[0] is None:
+            kind = MinimumRate
+        on = draw(st.sampled_from([None, "sex", "race", ("sex", "race")]))
+        if kind is Covariance:
+            groups["age"] = torch.from_numpy(20 + 50 * rng.random(n))
+            on = "age"
+        given = draw(st.sampled_from(["sex", "race"]))
+
+        def rows_at(made: Constraint) -> tuple[torch.Tensor, ...]:
+            used = {k: v for k, v in groups.items() if k != "age" or isinstance(made, Covariance)}
+            problem = formulate(made, scores, used, targets, bounds=bounds, weights=weights)
+            return problem.rows.apply(inner[None])[0], problem.l[0], problem.u[0]
+
+        slack = draw(st.sampled_from([1e-9, 1e-3, 0.03, 0.3]))
+        constraints.append(within(draw, kind, on, given, slack, rows_at))
+    return Case(constraints, scores, groups, targets, bounds, weights)
+
+
+def within(
+    draw: st.DrawFn, kind: Any, on: Any, given: str, slack: float, rows_at: Any
+) -> Constraint:
+    """A notion whose parameter leaves a certain point feasible, with some slack."""
+    means = rows_at(MinimumRate(0.0, on if kind is not Covariance else None))[0]
+    if kind is MinimumRate:
+        return MinimumRate(float(means.min()) - slack, on)
+    if kind is ImpactRatio:
+        ratio = float(means.min() / means.max()) if means.max() > 0 else 0.0
+        return ImpactRatio(max(0.0, min(1.0, ratio - slack)), on)
+    if kind is Budget:
+        total = float(rows_at(Budget(total=0.0))[0])
+        limits = (total, (None, total + slack), (total - slack, total + slack))
+        return Budget(total=draw(st.sampled_from(limits)))
+    compare = draw(st.sampled_from(["pairwise", "overall"]))
+    make = {
+        ConditionalParity: lambda t: ConditionalParity(t, on, compare, given=given),
+        Covariance: lambda t: Covariance(t, "age", given if given == "sex" else None),
+        GroupCalibration: lambda t: GroupCalibration(t, 3, on),
+    }.get(kind, lambda t: kind(t, on, compare))
+    value, lower, upper = rows_at(make(0.0))
+    gap = float((value - (lower + upper) / 2).abs().max()) if len(value) else 0.0
+    return make(gap * (1 + 1e-9) + slack)

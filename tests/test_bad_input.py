@@ -372,12 +372,11 @@ def test_targets_that_are_needed(notion: type[Constraint]) -> None:
 
 
 @pytest.mark.parametrize("notion", [EqualOpportunity, PredictiveEquality, EqualizedOdds])
-@pytest.mark.parametrize("value", [2.0, -1.0, 0.5, 256.0, 1e30])
-def test_targets_that_must_be_binary(notion: type[Constraint], value: float) -> None:
+@pytest.mark.parametrize("value", [2.0, -1.0, -1e-9, 1.5, 256.0, 1e30])
+def test_targets_that_must_be_binary_or_chances(notion: type[Constraint], value: float) -> None:
     refused(
-        rf"targets: {notion.__name__} needs targets that are 0 or 1, got {value!r}".replace(
-            "+", r"\+"
-        )
+        rf"targets: {notion.__name__} needs targets that are 0 or 1, or chances from 0 to 1, got "
+        rf"{value!r}".replace("+", r"\+")
         + "; threshold them, or use MeanResidual",
         targets=changed(TARGETS.double(), value),
         constraints=notion(tolerance=0.1),

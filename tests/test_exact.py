@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from problems import Case, cases, clarabel_solution, least_violation, plain
+from problems import (
+    Case,
+    cases,
+    catalogue_cases,
+    clarabel_solution,
+    least_violation,
+    plain,
+)
 
 from fairopt import (
     QP,
@@ -73,6 +80,20 @@ def test_most_drawn_problems_were_compared() -> None:
         pytest.skip("runs after test_residuals_rows_and_bounds_hold_on_drawn_problems")
     assert seen["compared"] > 0.5 * seen["drawn"], seen
     assert seen["infeasible"] < 0.2 * seen["drawn"], seen
+
+
+@pytest.mark.slow
+@settings(max_examples=600, suppress_health_check=list(HealthCheck), deadline=None)
+@given(catalogue_cases())
+def test_every_notion_is_exact_on_drawn_problems(case: Case) -> None:
+    """Feasible by construction, hard and soft labels, all notions together."""
+    problem = formulate(
+        case.constraints, case.scores, case.groups, case.targets, bounds=case.bounds,
+        weights=case.weights,
+    )  # fmt: skip
+    x = check(problem)
+    assert ((x >= problem.lb[0]) & (x <= problem.ub[0])).all()
+    agree_with_clarabel(problem, x.unsqueeze(0))
 
 
 # ---------------------------------------------------------------------------------------------

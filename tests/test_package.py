@@ -74,9 +74,12 @@ def test_command_line_starts() -> None:
 # reaches backends through their registry only, and so does everything above it.
 LAYERS = [
     {"errors", "compiled", "lu", "memory", "scan", "ties"},
-    {"problem"},
+    {"problem", "functionals"},
     {"solution", "constraints", "storage"},
-    {"kkt", "formulate"},
+    {"kkt", "tracing"},
+    {"assembly"},
+    {"samples"},
+    {"formulate"},
     {"refine"},
     {"backends"},
     {"solve"},
@@ -85,7 +88,11 @@ LAYERS = [
     {"cli"},
 ]
 FAIRNESS = {
+    "assembly",
     "constraints",
+    "functionals",
+    "samples",
+    "tracing",
     "formulate",
     "layer",
     "online",
