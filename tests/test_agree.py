@@ -375,7 +375,8 @@ def parities(draw: st.DrawFn, largest: int = 40) -> Parity:
     if draw(st.booleans()):
         size = (n,) if draw(st.booleans()) else (batch, n)
         inputs["weights"] = torch.from_numpy(rng.uniform(0.2, 5, size))
-    outcome = any(notion.needs_outcome for notion, _, _ in constraints)
+    binary = (EqualOpportunity, PredictiveEquality, EqualizedOdds)
+    outcome = any(issubclass(notion, binary) for notion, _, _ in constraints)
     if outcome or any(notion is MeanResidual for notion, _, _ in constraints):
         targets = rng.integers(0, 2, (batch, n)) if outcome else rng.random((batch, n))
         inputs["targets"] = torch.from_numpy(targets.astype(float))
