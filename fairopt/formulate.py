@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from types import NoneType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -82,6 +82,20 @@ def formulate(
     return trusted(QP, **{**problem.__dict__, "q": -center.view(problem.q.shape)})
 
 
+class Formulated(NamedTuple):
+    """A problem, and what the layer needs besides.
+
+    Attributes:
+        problem: without the history of ``center``.
+        center: the scores with their history, where q = -center; ``solve`` then pulls gradients
+            back to the center itself, which spares a small layer three steps of autograd and a
+            large one the memory of two negations. ``None``: the problem carries all its history.
+    """
+
+    problem: QP
+    center: Tensor | None
+
+
 def formulate_around(
     constraints: Constraint | Sequence[Constraint],
     scores: Tensor,
@@ -92,12 +106,8 @@ def formulate_around(
     weights: Tensor | None,
     missing_group: MissingGroup,
     group_counts: GroupCounts,
-) -> tuple[QP, Tensor | None]:
-    """The same; without weights q = -center, where only the center has a history.
-
-    ``solve`` then pulls gradients back to the center itself, which spares a small layer three
-    steps of autograd and a large one the memory of two negations.
-    """
+) -> Formulated:
+    """What ``formulate`` does, for the layer."""
     constraints = as_constraints(constraints)
     if missing_group not in ("skip", "raise"):
         raise ProblemError(f"missing_group: expected 'skip' or 'raise', got {missing_group!r}")
@@ -138,7 +148,7 @@ def formulate_around(
                 weight=template.weight,
             ),
         }
-        return trusted(QP, **fields), center
+        return Formulated(trusted(QP, **fields), center)
 
     if weights is not None:
         flat = as_batch(center)  # with its history
@@ -150,7 +160,7 @@ def formulate_around(
         P, linear, data.in_form(written.matrix, weight, flat), *written.sides, lower, upper,
         written.names, only_one(rows) + written.skipped,
     )  # fmt: skip
-    return problem, None if weights is not None else center
+    return Formulated(problem, None if weights is not None else center)
 
 
 def put_together(
