@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from fairopt.classes import Classes
 from fairopt.errors import ProblemError
 from fairopt.tracing import Terms, Trace
 
@@ -62,6 +63,7 @@ def write(
     known: Mapping[object, tuple[Tensor, ...]],
     missing_group: MissingGroup,
     values: Mapping[str, Tensor] | None = None,
+    classes: Classes | None = None,
 ) -> Written:
     """All rows of a trace, for a batch.
 
@@ -69,6 +71,9 @@ def write(
         known: for ``TARGET`` and each attribute in ``trace.constant_features`` the sums per column
             of w times it, and of w times its magnitude: ``(B, C)`` both.
         values: the continuous attributes, ``(b, C)``; needed for ``trace.linear_features``.
+        classes: where the columns are the classes of several partitions, each of which holds all
+            samples. V is then their grid, and the matrix ``(B, m, G)``, for each row the classes of
+            its own partition.
 
     Raises:
         ProblemError: parameters are out of range; a row compares nothing and ``missing_group`` is
@@ -79,7 +84,8 @@ def write(
             if constraint.tensors:
                 constraint.check()  # again: the optimizer may have moved them
     numbers = numbers_of(trace, w.device)
-    masses = (V @ w.unsqueeze(-1)).squeeze(-1)
+    sums_of = V if classes is None else classes.home
+    masses = (sums_of @ w.unsqueeze(-1)).squeeze(-1)
     masses = torch.nn.functional.pad(masses, (0, 1), value=1.0)  # the last one stands for 1
     here = None
     if not masses.detach().min().item() > 0:
@@ -91,9 +97,12 @@ def write(
         matrix = (scale.unsqueeze(-1) * trace.terms_grid).sum(-2)
     else:
         matrix = sum_of_terms(trace, scale, V, w, masses, values)
+    if classes is not None:
+        own = matrix.gather(2, classes.columns.expand(len(matrix), -1, -1))
+        matrix = torch.where(classes.there, own, 0.0)
     constant = None
     if trace.constant is not None:
-        constant = constants(trace, trace.constant, V, w, masses, numbers, known)
+        constant = constants(trace, trace.constant, sums_of, w, masses, numbers, known)
     sides = trace.sides
     if trace.side_numbers is not None:
         assert numbers is not None

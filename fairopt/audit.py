@@ -177,7 +177,7 @@ def audit(
     weight = None if weight is None else weight.detach()
     with torch.no_grad():
         written = data.write(weight, 1, "skip")
-        rows = data.in_form(written.matrix, weight, x)
+        rows = data.in_form(written, weight, x)
         l, u = (side.expand(1, len(written.names)) for side in written.sides)
         beyond = row_excess(rows, l, u, x)[0]
         value = rows.apply(x.double())

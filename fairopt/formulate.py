@@ -157,7 +157,7 @@ def formulate_around(
     lower, upper = inward_bounds(sides, scores, flat)
     check_nonnegative(data.nonnegative, lower)
     problem = put_together(
-        P, linear, data.in_form(written.matrix, weight, flat), *written.sides, lower, upper,
+        P, linear, data.in_form(written, weight, flat), *written.sides, lower, upper,
         written.names, only_one(rows) + written.skipped,
     )  # fmt: skip
     return Formulated(problem, None if weights is not None else center)

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairopt.assembly import MissingGroup, Written, write
+from fairopt.classes import classes
 from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
 from fairopt.functionals import OUTCOME, TARGET, Axis, Key, attribute_axis
+from fairopt.partitions import PartitionedRows, Partitions
 from fairopt.problem import CellRows, DenseRows, Rows, all_finite, shape_of, to_batch, trusted
 from fairopt.tracing import MOST_CELLS, Plan, Trace, indicators, plan, trace
 
@@ -265,12 +267,14 @@ class Cells:
         found: number of samples in each cell (and zeros behind), if already counted.
         table: for each axis the position of each cell, ``(1, K)``, if the cells are not the product
             of the axes but those combinations that occur.
+        partitions: the classes that the rows look at, where these are not too many.
     """
 
     index: Tensor
     size: int
     found: NDArray[np.int64] | None = None
     table: dict[Key, Tensor] | None = None
+    partitions: Partitions | None = None
 
     def sum(self, values: Tensor, batch: int) -> Tensor:
         """Sum of values ``(1, n)`` or ``(B, n)`` over each cell: ``(batch, K)``, float64."""
@@ -329,6 +333,8 @@ class Data:
             values[TARGET] = self.targets
         values = {key: values[key] for key in rows.constant_features}
         weighted = {k: v if weight is None else v * weight for k, v in values.items()}
+        if cells is not None and cells.partitions is not None:
+            return self.write_classes(cells, weighted, weight, batch, missing_group)
         if cells is not None:
             sums = {
                 key: tuple(cells.sum(each, max(len(v), len(cells.index))) for each in (v, v.abs()))
@@ -339,6 +345,31 @@ class Data:
         mass = self.ones() if weight is None else weight.double()
         columns = {key: (v, v.detach().abs()) for key, v in weighted.items()}
         return write(rows, self.indicators(), mass, columns, missing_group, self.continuous)
+
+    def write_classes(
+        self,
+        cells: Cells,
+        weighted: Mapping[object, Tensor],
+        weight: Tensor | None,
+        batch: int,
+        missing_group: MissingGroup,
+    ) -> Written:
+        """The rows in numbers, where they are functions of classes: the matrix is their table."""
+        made = classes(self.rows, tuple(self.axes))
+        parts = cells.partitions
+        assert made is not None
+        assert parts is not None
+        sums = {
+            key: tuple(
+                parts.sum(cells.sum(each, max(len(v), len(cells.index)))) for each in (v, v.abs())
+            )
+            for key, v in weighted.items()
+        }
+        mass = parts.sum(cells.mass(weight, batch if weight is not None else len(cells.index)))
+        written = write(
+            self.rows, made.grid, mass, sums, missing_group, classes=made
+        )
+        return written
 
     def ones(self) -> Tensor:
         """1 for each sample: ``(1, n)``."""
@@ -361,11 +392,19 @@ class Data:
         mass = self.ones() if self.cells is None else self.cells.mass(None, len(self.cells.index))
         return (self.indicators() @ mass.unsqueeze(-1)).squeeze(-1)
 
-    def in_form(self, matrix: Tensor, weight: Tensor | None, flat: Tensor) -> Rows:
-        """The written matrix as rows over the samples."""
+    def in_form(self, written: Written, weight: Tensor | None, flat: Tensor) -> Rows:
+        """What was written as rows over the samples."""
         batch, n = flat.shape
+        matrix = written.matrix
         if self.cells is not None:
             each = flat.new_ones(()) if weight is None else weight
+            if self.cells.partitions is not None:
+                return PartitionedRows(
+                    to_batch(matrix, batch, *matrix.shape[1:]),
+                    self.cells.partitions.kept(written.kept),
+                    to_batch(self.cells.index, batch, n),
+                    to_batch(each, batch, n),
+                )
             return cell_rows(matrix, self.cells.index, each, batch)
         full = matrix if weight is None else matrix * weight.unsqueeze(1)
         return trusted(DenseRows, matrix=to_batch(full, batch, matrix.shape[1], n))
@@ -398,6 +437,9 @@ def gather(
             refuse_real_groups(f"groups[{name!r}]", groups[name])
     traced = trace if made.stays else trace.__wrapped__
     rows = traced(constraints, names, real, tuple(axes), flat.device)
+    if cells is not None and cells.table is not None:
+        looked_at = classes(rows, tuple(axes))
+        cells.partitions = None if looked_at is None else looked_at.partitions(cells.table)
     return Data(rows, cells, axes, parts, continuous, values, made.nonnegative)
 
 
@@ -489,6 +531,8 @@ def combine(
 def occupied(axes: Sequence[Axis], parts: Sequence[Tensor]) -> Cells:
     """Number the combinations that occur, where those that could are too many."""
     shape = torch.broadcast_shapes(*(part.shape for part in parts))
+    if parts[0].is_cpu:
+        return hashed(axes, [part.expand(shape).reshape(-1) for part in parts], shape)
     flat = [part.long().expand(shape).flatten() for part in parts]
     index = torch.zeros_like(flat[0])
     reach = 1
@@ -505,6 +549,16 @@ def occupied(axes: Sequence[Axis], parts: Sequence[Tensor]) -> Cells:
     )
     table = {axis.key: codes[one].unsqueeze(0) for axis, codes in zip(axes, flat, strict=True)}
     return Cells(index.view(shape), len(distinct), None, table)
+
+
+def hashed(axes: Sequence[Axis], flat: Sequence[Tensor], shape: torch.Size) -> Cells:
+    """``occupied`` on the CPU, without sorting."""
+    number = import_module("fairopt.combinations").number
+    index, first, counts = number([codes.numpy() for codes in flat], [len(a.codes) for a in axes])
+    one = torch.from_numpy(first)
+    table = {axis.key: codes[one].unsqueeze(0) for axis, codes in zip(axes, flat, strict=True)}
+    found = counts if shape[0] == 1 else None
+    return Cells(torch.from_numpy(index).view(shape), len(first), found, table)
 
 
 @lru_cache(maxsize=256)

@@ -724,6 +724,138 @@ def two_sum_into(hi, lo, change):  # type: ignore[no-untyped-def]
 
 
 @compiled()
+def search(l, u, s, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
+    """Take the trial, and return False; or set another on the same ray, and return True."""
+    m, K = l.shape[0], s.shape[0]
+    y, trial, target = Y[0], Y[1], Y[2]
+    # Slope of Phi along the step, approached from the left.
+    alpha = numbers[ALPHA]
+    slope = noise = 0.0
+    for k in range(K):
+        slope -= s[k] * dt[k]
+        noise += size[k] * abs(dt[k])
+    for r in range(m):
+        d = target[r] - y[r]
+        if d != 0.0:
+            sign = trial[r] if trial[r] != 0.0 else -d
+            term = (u[r] if sign > 0.0 else l[r]) * d
+            slope += term
+            noise += abs(term)
+    limit = 8.0 * EPS * noise
+    if counts[REGULAR] and counts[ITERATION] <= 25:
+        limit = max(limit, 0.3 * abs(numbers[SLOPE0]))
+    if numbers[SLOPE0] >= -limit:
+        limit = np.inf  # no descent above rounding is left: the step is a correction, take it
+    again = True
+    if slope > limit and counts[TRIES] < MAX_TRIES:
+        # Too far: the minimum of Phi on this ray lies before alpha.
+        numbers[HIGH], numbers[HIGH_SLOPE] = alpha, slope
+    elif (
+        slope < -0.7 * abs(numbers[SLOPE0])
+        and counts[TRIES] < MAX_TRIES // 2
+        and numbers[HIGH] - alpha > 1e-3 * numbers[HIGH]
+    ):
+        # Far too short: Phi falls on as steeply as at the start.
+        numbers[LOW], numbers[LOW_SLOPE] = alpha, slope
+    else:
+        again = False
+    if again:
+        counts[TRIES] += 1
+        lo_a, hi_a = numbers[LOW], numbers[HIGH]
+        share = numbers[LOW_SLOPE] / (numbers[LOW_SLOPE] - numbers[HIGH_SLOPE])
+        share = min(max(share, 0.01), 0.9)
+        if hi_a == np.inf:
+            alpha = 8.0 * lo_a
+        elif counts[TRIES] % 3 == 0:
+            # A step may be ten orders too long: bisect the exponent now and then.
+            alpha = math.sqrt(max(lo_a, 1e-18) * hi_a)
+            if not lo_a < alpha < hi_a:
+                alpha = 0.5 * (lo_a + hi_a)
+        else:
+            alpha = lo_a + share * (hi_a - lo_a)
+        numbers[ALPHA] = alpha
+        for r in range(m):
+            trial[r] = y[r] + alpha * (target[r] - y[r])
+        for k in range(K):
+            T[2, k], T[3, k] = two_sum_into(T[0, k], T[1, k], alpha * dt[k])
+        return True
+    for r in range(m):
+        y[r] = trial[r]
+    for k in range(K):
+        T[0, k], T[1, k] = T[2, k], T[3, k]
+    if alpha >= 1.0:
+        numbers[MU] = max(numbers[MU] * 1e-2, 1e-16)
+    elif alpha < 0.3:
+        numbers[MU] = min(numbers[MU] * 1e2, 1.0)
+    return False
+
+
+@compiled()
+def miss(value, y, l, u):  # type: ignore[no-untyped-def]
+    """How far a row is from where its multiplier says that it is."""
+    if y > 0.0:
+        return abs(value - u)
+    if y < 0.0:
+        return abs(value - l)
+    return max(value - u, l - value, 0.0)
+
+
+@compiled()
+def with_sides(scale, l, u):  # type: ignore[no-untyped-def]
+    """The scale of a row: no less than its finite sides."""
+    if math.isfinite(u):
+        scale = max(scale, abs(u))
+    if math.isfinite(l):
+        scale = max(scale, abs(l))
+    return scale
+
+
+@compiled()
+def verdict(worst, numbers, counts):  # type: ignore[no-untyped-def]
+    """Whether to stop, given the worst miss in units of what rounding allows."""
+    if worst == 0.0:
+        return CONVERGED
+    if worst <= 1000.0:  # a few hundred roundings: better only if it comes at once
+        counts[STALLS] += 1
+        if counts[STALLS] > 2 and worst >= 0.5 * numbers[BEST]:
+            return CONVERGED
+    numbers[BEST] = min(numbers[BEST], worst)
+    return STALLED if counts[ITERATION] >= MAX_ITERATIONS else CONTINUE
+
+
+@compiled()
+def model(h, H, D, numbers, counts):  # type: ignore[no-untyped-def]
+    """The curvatures of the model, D = max(h, mu H)."""
+    counts[REGULAR] = 1
+    for k in range(h.shape[0]):
+        D[k] = h[k]
+        if h[k] < numbers[MU] * H[k]:
+            D[k] = numbers[MU] * H[k]
+            counts[REGULAR] = 0  # the model guesses: overshoot is not to be trusted
+
+
+@compiled()
+def aim(l, u, s, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
+    """Set the first trial of a new step, whose target is Y[2]."""
+    y, trial, target = Y[0], Y[1], Y[2]
+    slope = 0.0
+    for k in range(s.shape[0]):
+        slope -= s[k] * dt[k]
+    for r in range(l.shape[0]):
+        d = target[r] - y[r]
+        if d != 0.0:
+            sign = y[r] if y[r] != 0.0 else d
+            slope += (u[r] if sign > 0.0 else l[r]) * d
+    numbers[SLOPE0] = numbers[LOW_SLOPE] = slope
+    numbers[LOW], numbers[HIGH], numbers[HIGH_SLOPE], numbers[ALPHA] = 0.0, np.inf, 0.0, 1.0
+    counts[TRIES], counts[PENDING] = 0, 1
+    for r in range(l.shape[0]):
+        trial[r] = target[r]
+    for k in range(s.shape[0]):
+        T[2, k], T[3, k] = two_sum_into(T[0, k], T[1, k], dt[k])
+
+
+@compiled()
 def advance(C, l, u, low, high, H, mass, s, h, size, rounding, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
     """Given the pass at the trial tilt, take it or shorten the step; then set the next trial.
 
@@ -734,67 +866,14 @@ def advance(C, l, u, low, high, H, mass, s, h, size, rounding, numbers, counts, 
     """
     m, K = C.shape
     counts[EVALUATIONS] += 1
-    y, trial, target = Y[0], Y[1], Y[2]
+    y, target = Y[0], Y[2]
     for k in range(K):
         if not math.isfinite(s[k]):
             return NOT_FINITE
 
     if counts[PENDING]:
-        # Slope of Phi along the step, approached from the left.
-        alpha = numbers[ALPHA]
-        slope = noise = 0.0
-        for k in range(K):
-            slope -= s[k] * dt[k]
-            noise += size[k] * abs(dt[k])
-        for r in range(m):
-            d = target[r] - y[r]
-            if d != 0.0:
-                sign = trial[r] if trial[r] != 0.0 else -d
-                term = (u[r] if sign > 0.0 else l[r]) * d
-                slope += term
-                noise += abs(term)
-        limit = 8.0 * EPS * noise
-        if counts[REGULAR] and counts[ITERATION] <= 25:
-            limit = max(limit, 0.3 * abs(numbers[SLOPE0]))
-        if numbers[SLOPE0] >= -limit:
-            limit = np.inf  # no descent above rounding is left: the step is a correction, take it
-        if slope > limit and counts[TRIES] < MAX_TRIES:
-            # Too far: the minimum of Phi on this ray lies before alpha.
-            numbers[HIGH], numbers[HIGH_SLOPE] = alpha, slope
-        elif (
-            slope < -0.7 * abs(numbers[SLOPE0])
-            and counts[TRIES] < MAX_TRIES // 2
-            and numbers[HIGH] - alpha > 1e-3 * numbers[HIGH]
-        ):
-            # Far too short: Phi falls on as steeply as at the start.
-            numbers[LOW], numbers[LOW_SLOPE] = alpha, slope
-        else:
-            alpha = -alpha
-        if alpha > 0.0:
-            counts[TRIES] += 1
-            lo_a, hi_a = numbers[LOW], numbers[HIGH]
-            share = numbers[LOW_SLOPE] / (numbers[LOW_SLOPE] - numbers[HIGH_SLOPE])
-            share = min(max(share, 0.01), 0.9)
-            if hi_a == np.inf:
-                alpha = 8.0 * lo_a
-            elif counts[TRIES] % 3 == 0:
-                # A step may be ten orders too long: bisect the exponent now and then.
-                alpha = math.sqrt(max(lo_a, 1e-18) * hi_a)
-                if not lo_a < alpha < hi_a:
-                    alpha = 0.5 * (lo_a + hi_a)
-            else:
-                alpha = lo_a + share * (hi_a - lo_a)
-            numbers[ALPHA] = alpha
-            for r in range(m):
-                trial[r] = y[r] + alpha * (target[r] - y[r])
-            for k in range(K):
-                T[2, k], T[3, k] = two_sum_into(T[0, k], T[1, k], alpha * dt[k])
+        if search(l, u, s, size, numbers, counts, Y, T, dt):
             return CONTINUE
-        alpha = -alpha
-        for r in range(m):
-            y[r] = trial[r]
-        for k in range(K):
-            T[0, k], T[1, k] = T[2, k], T[3, k]
         # A tilt that grew large and came back has lost digits; then it is taken from y afresh.
         drifted = False
         for k in range(K):
@@ -805,10 +884,6 @@ def advance(C, l, u, low, high, H, mass, s, h, size, rounding, numbers, counts, 
             if abs(T[0, k] + T[1, k] - exact) > 32.0 * EPS * scale:
                 drifted = True
                 T[0, k], T[1, k] = exact, 0.0
-        if alpha >= 1.0:
-            numbers[MU] = max(numbers[MU] * 1e-2, 1e-16)
-        elif alpha < 0.3:
-            numbers[MU] = min(numbers[MU] * 1e2, 1.0)
         if drifted:
             counts[PENDING] = 0
             T[2], T[3] = T[0], T[1]
@@ -823,40 +898,21 @@ def advance(C, l, u, low, high, H, mass, s, h, size, rounding, numbers, counts, 
         for k in range(K):
             value += C[r, k] * s[k]
             scale += abs(C[r, k]) * mass[k] * largest
-        if y[r] > 0.0:
-            off = abs(value - u[r])
-        elif y[r] < 0.0:
-            off = abs(value - l[r])
-        else:
-            off = max(value - u[r], l[r] - value, 0.0)
-        if math.isfinite(u[r]):
-            scale = max(scale, abs(u[r]))
-        if math.isfinite(l[r]):
-            scale = max(scale, abs(l[r]))
+        off = miss(value, y[r], l[r], u[r])
+        scale = with_sides(scale, l[r], u[r])
         floor[r] = rounding * (scale + TINY)
         if off > floor[r]:
             worst = max(worst, off / floor[r])
-    if worst == 0.0:
-        return CONVERGED
-    if worst <= 1000.0:  # a few hundred roundings: better only if it comes at once
-        counts[STALLS] += 1
-        if counts[STALLS] > 2 and worst >= 0.5 * numbers[BEST]:
-            return CONVERGED
-    numbers[BEST] = min(numbers[BEST], worst)
-    if counts[ITERATION] >= MAX_ITERATIONS:
-        return STALLED
+    status = verdict(worst, numbers, counts)
+    if status != CONTINUE:
+        return status
     if proves_infeasible(C, l, u, y, low, high):
         target[:] = y
         return INFEASIBLE
 
     D = np.empty(K)
     ray = np.zeros(m)
-    counts[REGULAR] = 1
-    for k in range(K):
-        D[k] = h[k]
-        if h[k] < numbers[MU] * H[k]:
-            D[k] = numbers[MU] * H[k]
-            counts[REGULAR] = 0  # the model guesses: overshoot is not to be trusted
+    model(h, H, D, numbers, counts)
     counts[ITERATION] += 1
     solved = newton_step(C, l, u, floor, s, D, y, target, dt, ray)
     if not solved and proves_infeasible(C, l, u, ray, low, high):
@@ -864,21 +920,7 @@ def advance(C, l, u, low, high, H, mass, s, h, size, rounding, numbers, counts, 
         return INFEASIBLE
     # Contradictory only to rounding: the step towards the other rows is still good.
 
-    slope = 0.0
-    for k in range(K):
-        slope -= s[k] * dt[k]
-    for r in range(m):
-        d = target[r] - y[r]
-        if d != 0.0:
-            sign = y[r] if y[r] != 0.0 else d
-            slope += (u[r] if sign > 0.0 else l[r]) * d
-    numbers[SLOPE0] = numbers[LOW_SLOPE] = slope
-    numbers[LOW], numbers[HIGH], numbers[HIGH_SLOPE], numbers[ALPHA] = 0.0, np.inf, 0.0, 1.0
-    counts[TRIES], counts[PENDING] = 0, 1
-    for r in range(m):
-        trial[r] = target[r]
-    for k in range(K):
-        T[2, k], T[3, k] = two_sum_into(T[0, k], T[1, k], dt[k])
+    aim(l, u, s, numbers, counts, Y, T, dt)
     return CONTINUE
 
 

@@ -7,6 +7,7 @@ form, where a pass costs O(n + m K) and memory one copy of the scores. Exact to 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,12 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairopt.backends import _projection as kernels
+from fairopt.backends._many import Many
+from fairopt.backends._numba_data import Data, as_numpy, outcomes
 from fairopt.backends._threads import each, in_parallel
 from fairopt.backends.base import Backend, Capabilities
-from fairopt.errors import ProblemError, UnsupportedProblemError
+from fairopt.errors import ProblemError
 from fairopt.kkt import Adjoint, least_norm
-from fairopt.memory import NUMPY, empty
-from fairopt.problem import QP, CellRows, Problem, cell_factor, is_uniform, trusted
+from fairopt.memory import empty
+from fairopt.partitions import PartitionedRows
+from fairopt.problem import QP, CellRows, Problem, cell_factor, trusted
 from fairopt.solution import ROW_PRECISION, Solution, Status
 from fairopt.ties import carrying
 
@@ -62,6 +66,8 @@ class Numba(Backend):
 
     def solve(self, problem: Problem) -> Solution:
         assert isinstance(problem, QP)
+        if isinstance(problem.rows, PartitionedRows):
+            return self.solve_many(problem)
         begun = time.perf_counter()
         data = Data(problem)
         fixed = data.constants
@@ -101,11 +107,36 @@ class Numba(Backend):
             context=(data, y, T, tight),
         )
 
+    def solve_many(self, problem: QP) -> Solution:
+        """Rows over partitions; the dense coefficients are taken where these do not get through."""
+        begun = time.perf_counter()
+        work = Many(problem, self.workers)
+        if not work.solve():
+            whole = self.solve(work.dense)
+            return replace(whole, problem=problem, seconds=time.perf_counter() - begun)
+        return trusted(
+            Solution,
+            problem=problem,
+            x=work.answer if work.answer.dtype == problem.q.dtype else work.answer.to(problem.q.dtype),
+            row_dual=torch.from_numpy(work.y),
+            status=work.outcomes(),
+            backend=self.name,
+            iterations=tuple(work.passes.tolist()),
+            seconds=time.perf_counter() - begun,
+            context=work,
+        )
+
     def vjp(self, problem: QP, solution: Solution, grad_x: Tensor) -> Adjoint:
         """Two passes over the samples and the shared least-squares problem in the cells."""
         if not isinstance(problem.rows, CellRows):
             return super().vjp(problem, solution, grad_x)
-        data, y, T, tight = solution.context
+        if isinstance(solution.context, Many):
+            found = solution.context.adjoint(grad_x)
+            if found is not None:
+                return found
+            data, y, T, tight = solution.context.plain()
+        else:
+            data, y, T, tight = solution.context
         fixed = data.constants
         batch, n = data.q.shape
         g = as_numpy(grad_x.detach() if grad_x.requires_grad else grad_x, data.q.dtype)
@@ -150,87 +181,6 @@ class Numba(Backend):
 
         each(workers, spread)
         return Adjoint(step, least)
-
-
-class Constants:
-    """What the kernels take beside q and the cells: arrays, and numbers where one serves all.
-
-    Attributes:
-        grouped: whether each sample is a cell of its own (dense rows).
-        single: whether the solution is rounded to float32.
-        dtype: of q and x in the kernels.
-    """
-
-    def __init__(self, problem: QP) -> None:
-        P, lb, ub, rows = problem.P, problem.lb, problem.ub, problem.rows
-        assert isinstance(P, Tensor)
-        self.l, self.u = as_numpy(problem.l, np.float64), as_numpy(problem.u, np.float64)
-        self.grouped = not isinstance(rows, CellRows)
-        if isinstance(rows, CellRows):
-            self.C = as_numpy(rows.coefficient, np.float64)
-            weight = rows.weight
-        else:
-            self.C = as_numpy(rows.to_dense().matrix, np.float64)
-            weight = P.new_ones(()).expand_as(P)
-        self.single = problem.q.dtype == torch.float32
-        self.dtype = torch.float64
-        tensors = (P, weight, lb, ub)
-        if all(map(is_uniform, tensors)):
-            quadratic, w, lower, upper = [t.numpy().item(0) for t in tensors]
-            positive = quadratic > 0
-            # 1/P must not round in float32 sums; a float32 q is widened unless P is one.
-            if quadratic == 1 and self.single:
-                self.dtype = torch.float32
-            self.scalars_or_arrays: tuple[Any, ...] = (
-                1 / quadratic if positive else 0.0, w, lower, upper,
-            )  # fmt: skip
-        else:
-            quadratic_, w_, lower_, upper_ = (as_numpy(t, np.float64) for t in tensors)
-            positive = bool((quadratic_ > 0).all())
-            self.scalars_or_arrays = (
-                1 / quadratic_ if positive else quadratic_,
-                w_,
-                lower_,
-                upper_,
-            )
-        if not positive:
-            raise UnsupportedProblemError(
-                "backend 'numba' needs a positive diagonal P: where it is zero the projection is "
-                "not unique; add a small positive weight there"
-            )
-
-
-class Data:
-    """A problem as the kernels take it."""
-
-    def __init__(self, problem: QP) -> None:
-        memo = problem.memo
-        if memo is None:
-            self.constants = Constants(problem)
-        elif "numba" not in memo:
-            self.constants = memo["numba"] = Constants(problem)
-        else:
-            self.constants = memo["numba"]
-        self.q = as_numpy(problem.q, NUMPY[self.constants.dtype])
-        if isinstance(problem.rows, CellRows):
-            cell: Array = problem.rows.cell.numpy()
-            self.cell = cell if cell.flags.c_contiguous else np.ascontiguousarray(cell)
-        else:
-            batch, _, n = problem.shape
-            self.cell = np.broadcast_to(np.arange(n), (batch, n)).copy()
-
-    def of(self, b: int) -> tuple[Any, ...]:
-        """1/P, weight and bounds of one problem."""
-        pick = kernels.at
-        return tuple(pick(a, b) for a in self.constants.scalars_or_arrays)  # type: ignore[no-untyped-call]
-
-
-def as_numpy(tensor: Tensor, dtype: Any) -> Array:
-    """Contiguous NumPy array, in place where the tensor already is one of that dtype."""
-    array: Array = tensor.numpy()
-    if array.dtype == dtype and array.flags.c_contiguous:
-        return array
-    return np.ascontiguousarray(array, dtype)
 
 
 def solve_parallel(
@@ -318,13 +268,3 @@ def solve_parallel(
     s, _, size = parts[:3].sum(1)
     kernels.tight_sides(C, l, u, mass, s, size, precision, tight)
     return status, int(counts[kernels.EVALUATIONS]), kernels.excess(C, l, u, mass, s, size)
-
-
-def outcomes(status: Array, worst: Array, precision: float) -> tuple[Status, ...]:
-    """The status of each problem of a batch in which some failed."""
-    solved = (status == kernels.CONVERGED) & (worst <= precision)
-    infeasible = status == kernels.INFEASIBLE
-    return tuple(
-        Status.SOLVED if good else Status.INFEASIBLE if proven else Status.STALLED
-        for good, proven in zip(solved.tolist(), infeasible.tolist(), strict=True)
-    )
