@@ -33,8 +33,9 @@ def number(codes: Sequence[Array], sizes: Sequence[int]) -> tuple[Array, Array, 
         sample that has it, int64 ``(K,)``; and how many have it, int64 ``(K,)``.
     """
     n = len(codes[0])
-    word, used = [], 0
-    place = []
+    word: list[int] = []
+    place: list[tuple[int, int]] = []
+    used = 0
     for size in sizes:
         bits = max(1, (size - 1).bit_length())
         if not word or used + bits > 64:

@@ -92,13 +92,11 @@ class PartitionedRows(CellRows):
     table: Tensor
     partitions: Partitions
 
-    def __init__(
-        self, table: Tensor, partitions: Partitions, cell: Tensor, weight: Tensor
-    ) -> None:
+    def __init__(self, table: Tensor, partitions: Partitions, cell: Tensor, weight: Tensor) -> None:
         self.__dict__.update(table=table, partitions=partitions, cell=cell, weight=weight)
 
     @cached_property
-    def coefficient(self) -> Tensor:  # type: ignore[override]
+    def coefficient(self) -> Tensor:
         parts = self.partitions
         at = parts.place[parts.of_row]  # (m, K)
         return self.table.gather(2, at.expand(len(self.table), -1, -1))
@@ -133,9 +131,7 @@ class PartitionedRows(CellRows):
 
     def plain(self) -> CellRows:
         """The same rows without the partitions."""
-        return trusted(
-            CellRows, coefficient=self.coefficient, cell=self.cell, weight=self.weight
-        )
+        return trusted(CellRows, coefficient=self.coefficient, cell=self.cell, weight=self.weight)
 
     @property
     def cells(self) -> int:

@@ -366,10 +366,7 @@ class Data:
             for key, v in weighted.items()
         }
         mass = parts.sum(cells.mass(weight, batch if weight is not None else len(cells.index)))
-        written = write(
-            self.rows, made.grid, mass, sums, missing_group, classes=made
-        )
-        return written
+        return write(self.rows, made.grid, mass, sums, missing_group, classes=made)
 
     def ones(self) -> Tensor:
         """1 for each sample: ``(1, n)``."""

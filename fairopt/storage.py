@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairopt.errors import ProblemError
+from fairopt.partitions import PartitionedRows
 from fairopt.problem import (
     LP,
     QP,
@@ -120,7 +121,9 @@ def parts(problem: Problem) -> tuple[dict[str, Tensor], dict[str, Any]]:
         else:
             header["P"] = "diagonal" if problem.is_diagonal else "dense"
             tensors["P"] = problem.P
-    forms: dict[type[Rows], str] = {DenseRows: "dense", SparseRows: "sparse", CellRows: "cells"}
+    forms: dict[type[Rows], str] = {
+        DenseRows: "dense", SparseRows: "sparse", CellRows: "cells", PartitionedRows: "cells",
+    }  # fmt: skip
     form = forms.get(type(problem.rows))
     if form is None:
         raise ProblemError(

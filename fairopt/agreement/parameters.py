@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fairopt.partitions import PartitionedRows
 from fairopt.problem import QP, CellRows, DenseRows, Problem, Rows, SparseRows, row_name, trusted
 
 __all__ = ["names", "natural_sizes", "pick", "place", "row_word"]
@@ -109,8 +110,10 @@ def magnitudes(rows: Rows) -> Rows:
 def pick(problem: QP, index: Tensor) -> QP:
     """Only those problems of the batch, whose numbers are in ``index``, int64."""
     rows = problem.rows
-    if isinstance(rows, CellRows):
-        chosen: Rows = trusted(
+    if isinstance(rows, PartitionedRows):
+        chosen: Rows = rows.select(index)
+    elif isinstance(rows, CellRows):
+        chosen = trusted(
             CellRows,
             coefficient=rows.coefficient[index],
             cell=rows.cell[index],

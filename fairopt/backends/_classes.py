@@ -70,6 +70,11 @@ DROP = 1e-12
 DEPENDENT = 1e-8
 NO_RATE = 1e-10
 
+# What ``step`` may find.
+SOLVED, CONTRADICTION, BLIND = 0, 1, 2
+# A class that keeps less than this share of its curvature is summed afresh.
+KEPT = 1e-4
+
 # So many iterations; more are a sign of what L does not see. Rows without end need four or five.
 LIMIT = 40
 # From this iteration on the multipliers are tried as a proof that there is no solution.
@@ -337,7 +342,10 @@ def independent(N, rows):  # type: ignore[no-untyped-def]
 
 @compiled()
 def step(end, of, value, L, l, u, floor, a, y, y_new, ray):  # type: ignore[no-untyped-def]
-    """``_projection.newton_step`` on N = E L: the new multipliers; False on a contradiction.
+    """``_projection.newton_step`` on N = E L: the new multipliers.
+
+    Returns SOLVED; CONTRADICTION, which ``ray`` proves of the model; or BLIND where L sees nothing
+    of a row that does not hold, and there are no new multipliers.
 
     ``a`` holds the rows' values at the point where the model is made. What leaves the active set is
     rotated out of the factorisation, and the rows not in it are valued through the classes.
@@ -399,7 +407,7 @@ def step(end, of, value, L, l, u, floor, a, y, y_new, ray):  # type: ignore[no-u
                 remove(Q, R, W, side, lam, j, q)
                 q -= 1
 
-    solved = True
+    found = SOLVED
     contradiction = 0.0
     for _ in range(50 * (m + S) + 50):
         worst = 0.0
@@ -423,7 +431,7 @@ def step(end, of, value, L, l, u, floor, a, y, y_new, ray):  # type: ignore[no-u
             if length[r] == 0.0:
                 ray[:] = 0.0
                 ray[r] = 1.0 if over > under else -1.0
-                return False
+                return BLIND
             if excess / length[r] > worst:
                 worst = excess / length[r]
                 p = r
@@ -440,11 +448,7 @@ def step(end, of, value, L, l, u, floor, a, y, y_new, ray):  # type: ignore[no-u
             blocking = -1
             for j in range(q):
                 signed = rate[j] * side[j]
-                if (
-                    l[W[j]] != u[W[j]]
-                    and signed > NO_RATE
-                    and lam[j] < length_of_step * signed
-                ):
+                if l[W[j]] != u[W[j]] and signed > NO_RATE and lam[j] < length_of_step * signed:
                     length_of_step = lam[j] / signed
                     blocking = j
             full = np.inf
@@ -458,7 +462,7 @@ def step(end, of, value, L, l, u, floor, a, y, y_new, ray):  # type: ignore[no-u
                     for j in range(q):
                         if abs(rate[j]) > NO_RATE:
                             ray[W[j]] = -rate[j] / length[W[j]]
-                solved = False
+                found = CONTRADICTION
                 active[p] = True
                 aside[p] = p_side * lam_p
                 break
@@ -485,7 +489,7 @@ def step(end, of, value, L, l, u, floor, a, y, y_new, ray):  # type: ignore[no-u
         aside[W[j]] = side[j] * lam[j]
     for r in range(m):
         y_new[r] = aside[r] / length[r] if aside[r] != 0.0 else 0.0
-    return solved
+    return found
 
 
 # ---------------------------------------------------------------------------------------------
@@ -538,13 +542,59 @@ def drifted(end, of, value, member, S, y, T):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def advance(end, of, value, member, absolute, l, u, low, high, H, mass, s, h, size, rounding,
-            numbers, counts, Y, T, dt, D, G):  # type: ignore[no-untyped-def]  # fmt: skip
+def remodel(member, D, last, G, whole):  # type: ignore[no-untyped-def]
+    """V D V^T in the upper triangle of G, which is that of the curvatures ``last``.
+
+    Only what changed is added, unless that would cancel most of what a class had when the matrix
+    was last made from nothing (``whole``: the diagonal then).
+    """
+    diagonal = np.empty(G.shape[0])
+    class_sums(member, D, diagonal)
+    anew = False
+    for c in range(G.shape[0]):
+        anew |= diagonal[c] < KEPT * whole[c]
+    if anew:
+        G[:] = 0.0
+        last[:] = 0.0
+    if anew or not whole.any():
+        whole[:] = diagonal
+    gram(member, D - last, G)
+    last[:] = D
+    for c in range(G.shape[0]):
+        G[c, c] = diagonal[c]
+
+
+@compiled()
+def advance(
+    end,
+    of,
+    value,
+    member,
+    absolute,
+    l,
+    u,
+    low,
+    high,
+    H,
+    mass,
+    s,
+    h,
+    size,
+    rounding,
+    numbers,
+    counts,
+    Y,
+    T,
+    dt,
+    last,
+    G,
+    whole,
+):  # type: ignore[no-untyped-def]
     """``_projection.advance``; STALLED where the dense coefficients have to be asked.
 
     Args:
         absolute: ``absolute_scale``.
-        D, G: kept from call to call: the curvatures of the last model, and V D V^T.
+        last, G, whole: of ``remodel``, kept from call to call.
     """
     m, K, S = l.shape[0], member.shape[0], G.shape[0]
     counts[EVALUATIONS] += 1
@@ -582,17 +632,17 @@ def advance(end, of, value, member, absolute, l, u, low, high, H, mass, s, h, si
         target[:] = y
         return INFEASIBLE
 
-    change, ray = np.empty(K), np.zeros(m)
-    model(h, H, change, numbers, counts)
-    for k in range(K):
-        change[k], D[k] = change[k] - D[k], change[k]
-    gram(member, change, G)
+    D, ray = np.empty(K), np.zeros(m)
+    model(h, H, D, numbers, counts)
+    remodel(member, D, last, G, whole)
     L, _, _ = factorise_classes(G, DROP)
     counts[ITERATION] += 1
-    solved = step(end, of, value, L, l, u, floor, a, y, target, ray)
-    if not solved and proves_infeasible(end, of, value, member, S, l, u, ray, low, high):
+    found = step(end, of, value, L, l, u, floor, a, y, target, ray)
+    if found != SOLVED and proves_infeasible(end, of, value, member, S, l, u, ray, low, high):
         target[:] = ray
         return INFEASIBLE
+    if found == BLIND:
+        return STALLED
     row_tilts(end, of, value, target - y, classes)
     cell_tilts(member, classes, dt)
     aim(l, u, s, numbers, counts, Y, T, dt)

@@ -121,7 +121,7 @@ class Many:
         H, low, high, mass = parts.sum(1)
         absolute = classes.absolute_scale(end, of, value, self.member, mass, S)
         numbers, counts, Y, T, dt = kernels.new_state(m, K)
-        D, G = np.zeros(K), np.zeros((S, S))
+        kept = np.zeros(K), np.zeros((S, S)), np.zeros(S)  # of ``remodel``
 
         def one_pass(c: int, single: bool, row: int) -> None:
             kernels.evaluate(
@@ -136,7 +136,7 @@ class Many:
             s, h, size = parts[:3].sum(1)
             status = classes.advance(
                 end, of, value, self.member, absolute, l, u, low, high, H, mass, s, h, size,
-                rounding, numbers, counts, Y, T, dt, D, G,
+                rounding, numbers, counts, Y, T, dt, *kept,
             )  # fmt: skip
         self.status[b], self.passes[b] = status, counts[kernels.EVALUATIONS]
         self.y[b] = Y[2] if status == kernels.INFEASIBLE else Y[0]
@@ -164,32 +164,32 @@ class Many:
         """v and nu of ``fairopt.kkt``; None where the rank of the active rows is not plain."""
         fixed, data = self.fixed, self.data
         g = as_numpy(grad_x.detach() if grad_x.requires_grad else grad_x, data.q.dtype)
-        n = g.shape[1]
         step, v = empty(g.shape, fixed.dtype)
         nu = np.zeros_like(self.y)
-        workers = self.workers
-        cut = [n * c // workers for c in range(workers + 1)]
         for b in range(len(g)):
-            sums = np.empty((2, workers, self.K))
-            given = data.q[b], *data.of(b), data.cell[b], self.T[0, b], self.T[1, b], g[b]
-            each(
-                workers,
-                lambda c, given=given, sums=sums: kernels.adjoint_sums(
-                    *given, cut[c], cut[c + 1], sums[0, c], sums[1, c]
-                ),
-            )
-            s, h = sums.sum(1)
             try:
-                nu[b], shift = self.multipliers(b, s, h)
+                nu[b] = self.adjoint_of(b, g[b], v[b])
             except Blurred:
                 return None
-            each(
-                workers,
-                lambda c, given=given, shift=shift, b=b: kernels.adjoint_write(
-                    *given, shift, cut[c], cut[c + 1], v[b]
-                ),
-            )
         return Adjoint(step, torch.from_numpy(nu))
+
+    def adjoint_of(self, b: int, g: Array, v: Array) -> Array:
+        """nu of one problem; v is written."""
+        data, workers = self.data, self.workers
+        cut = [len(g) * c // workers for c in range(workers + 1)]
+        sums = np.empty((2, workers, self.K))
+        given = data.q[b], *data.of(b), data.cell[b], self.T[0, b], self.T[1, b], g
+
+        def accumulate(c: int) -> None:
+            kernels.adjoint_sums(*given, cut[c], cut[c + 1], sums[0, c], sums[1, c])
+
+        def spread(c: int) -> None:
+            kernels.adjoint_write(*given, shift, cut[c], cut[c + 1], v)
+
+        each(workers, accumulate)
+        nu, shift = self.multipliers(b, *sums.sum(1))
+        each(workers, spread)
+        return nu
 
     def multipliers(self, b: int, s: Array, h: Array) -> tuple[Array, Array]:
         """nu and its tilts, from the cell sums of w g / P and of w^2 / P over the free samples."""
@@ -219,7 +219,10 @@ class Many:
                     *(
                         torch.from_numpy(a).unsqueeze(0)
                         for a in (
-                            N[among] * length[among, None], y[among], upper[among], lower[among]
+                            N[among] * length[among, None],
+                            y[among],
+                            upper[among],
+                            lower[among],
                         )
                     )
                 )[0].numpy()

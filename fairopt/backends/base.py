@@ -11,6 +11,7 @@ from torch import Tensor
 from fairopt.errors import UnsupportedProblemError
 from fairopt.kkt import Adjoint
 from fairopt.kkt import adjoint as shared_adjoint
+from fairopt.partitions import PartitionedRows
 from fairopt.problem import LP, QP, CellRows, DenseRows, Problem, SparseRows
 from fairopt.solution import Solution
 
@@ -64,7 +65,10 @@ def row_form(problem: Problem) -> str:
     return ROW_FORMS.get(type(problem.rows), type(problem.rows).__name__)
 
 
-ROW_FORMS: dict[type, str] = {CellRows: "cells", SparseRows: "sparse", DenseRows: "dense"}
+# Rows over partitions are cells that know more of themselves.
+ROW_FORMS: dict[type, str] = {
+    CellRows: "cells", PartitionedRows: "cells", SparseRows: "sparse", DenseRows: "dense",
+}  # fmt: skip
 
 
 class Backend(ABC):

@@ -117,7 +117,9 @@ class Numba(Backend):
         return trusted(
             Solution,
             problem=problem,
-            x=work.answer if work.answer.dtype == problem.q.dtype else work.answer.to(problem.q.dtype),
+            x=work.answer
+            if work.answer.dtype == problem.q.dtype
+            else work.answer.to(problem.q.dtype),
             row_dual=torch.from_numpy(work.y),
             status=work.outcomes(),
             backend=self.name,
