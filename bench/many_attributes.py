@@ -1,4 +1,4 @@
-"""What do many attributes at once cost: 20 attributes, hundreds of dependent rows, thousands of cells?
+"""What do 20 attributes at once cost: hundreds of dependent rows, thousands of cells?
 
 float32 probabilities, bounds (0, 1), demographic parity of every attribute, backend "numba". The
 attributes have from 2 to 20 values, 220 in all. They are correlated through a few latent profiles,

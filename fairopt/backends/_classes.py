@@ -39,7 +39,6 @@ from fairopt.backends._projection import (
     miss,
     model,
     search,
-    two_sum_into,
     verdict,
     with_sides,
 )
@@ -75,8 +74,9 @@ SOLVED, CONTRADICTION, BLIND = 0, 1, 2
 # A class that keeps less than this share of its curvature is summed afresh.
 KEPT = 1e-4
 
-# So many iterations; more are a sign of what L does not see. Rows without end need four or five.
-LIMIT = 40
+# So many iterations; more are a sign of what L does not see. Scores within the bounds need four or
+# five, scores a hundred times as far apart as the bounds some dozens.
+LIMIT = 400
 # From this iteration on the multipliers are tried as a proof that there is no solution.
 PROOFS = 6
 
@@ -565,7 +565,7 @@ def remodel(member, D, last, G, whole):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def advance(
+def advance(  # type: ignore[no-untyped-def]
     end,
     of,
     value,
@@ -589,7 +589,7 @@ def advance(
     last,
     G,
     whole,
-):  # type: ignore[no-untyped-def]
+):
     """``_projection.advance``; STALLED where the dense coefficients have to be asked.
 
     Args:

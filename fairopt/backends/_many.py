@@ -38,7 +38,7 @@ PLAIN_SQUARE = 1e-7, 1e-13
 PLAIN_LENGTH = 1e-5, 1e-11
 
 
-class Blurred(Exception):  # noqa: N818  not an error: a way is not open
+class Blurred(Exception):
     """The rank is not plain."""
 
 
@@ -166,11 +166,11 @@ class Many:
         g = as_numpy(grad_x.detach() if grad_x.requires_grad else grad_x, data.q.dtype)
         step, v = empty(g.shape, fixed.dtype)
         nu = np.zeros_like(self.y)
-        for b in range(len(g)):
-            try:
+        try:
+            for b in range(len(g)):
                 nu[b] = self.adjoint_of(b, g[b], v[b])
-            except Blurred:
-                return None
+        except Blurred:
+            return None
         return Adjoint(step, torch.from_numpy(nu))
 
     def adjoint_of(self, b: int, g: Array, v: Array) -> Array:
@@ -203,7 +203,7 @@ class Many:
             return nu, shift
         G = np.zeros((self.S, self.S))
         classes.gram(self.member, h, G)
-        L, least, rest = classes.factorise_classes(G, PLAIN_SQUARE[1])
+        L, least, _ = classes.factorise_classes(G, PLAIN_SQUARE[1])
         if least < PLAIN_SQUARE[0]:
             raise Blurred
         N, length = np.empty((m, L.shape[1])), np.empty(m)
