@@ -8,14 +8,16 @@ the partitions of which a set is a union of classes, one, its *home*, gives the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fairopt.functionals import Axis, Key, Members
+from fairopt.functionals import Axis, Members
 from fairopt.partitions import Partitions
 from fairopt.tracing import Trace, indicators
 
@@ -48,21 +50,21 @@ class Classes:
     columns: Tensor
     there: Tensor
 
-    def partitions(self, table: Mapping[Key, Tensor]) -> Partitions:
+    def partitions(self, axes: tuple[Axis, ...], combinations: Tensor) -> Partitions:
         """The classes of given cells.
 
         Args:
-            table: for each axis the position of each cell, ``(1, K)``.
+            axes: what the cells are told apart by.
+            combinations: int32 ``(K, len(axes))``, the position of each cell on each axis.
         """
-        columns, start = [], 0
-        some = next(iter(table.values()))
-        for axes, size in zip(self.axes, self.sizes, strict=True):
-            place = torch.zeros_like(some[0], dtype=torch.int32)
-            for axis in axes:
-                place = place * len(axis.codes) + table[axis.key][0].int()
-            columns.append(place + start)
-            start += size
-        return Partitions(self.sizes, torch.stack(columns, 1), self.of_row)
+        end = np.cumsum([0, *map(len, self.axes)])
+        column = np.array([axes.index(axis) for each in self.axes for axis in each], np.int64)
+        size = np.array([len(axis.codes) for axis in axes], np.int64)
+        start = np.cumsum([0, *self.sizes])
+        member = np.empty((len(combinations), len(self.sizes)), np.int32)
+        members = import_module("fairopt.combinations").members
+        members(combinations.numpy(), end, column, size, start, member)
+        return Partitions(self.sizes, torch.from_numpy(member), self.of_row)
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""Numbering the combinations of many attributes that occur, compiled.
+"""Numbering the combinations of many attributes that occur, and their classes, compiled.
 
 The codes of a sample, each in as few bits as the largest needs, fill one or more words of 64 bits.
 Equal words are found by hashing, in O(n) per word; sorting them would cost several times as much.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fairopt.compiled import compiled
 
-__all__ = ["number"]
+__all__ = ["class_sums", "members", "number"]
 
 Array = NDArray[Any]
 
@@ -29,8 +29,8 @@ def number(codes: Sequence[Array], sizes: Sequence[int]) -> tuple[Array, Array, 
         sizes: one for each.
 
     Returns:
-        The number of each sample's combination, int32 ``(n,)``; for each combination the first
-        sample that has it, int64 ``(K,)``; and how many have it, int64 ``(K,)``.
+        The number of each sample's combination, int32 ``(n,)``; the combinations, int32 ``(K, A)``;
+        and how many samples have each, int64 ``(K,)``.
     """
     n = len(codes[0])
     word: list[int] = []
@@ -48,7 +48,10 @@ def number(codes: Sequence[Array], sizes: Sequence[int]) -> tuple[Array, Array, 
         pack(each, np.uint64(shift), words[:, column])
     index = np.empty(n, np.int32)
     first, counts = distinct(words, index)
-    return index, first, counts
+    combinations = np.empty((len(first), len(codes)), np.int32)
+    for a, each in enumerate(codes):
+        pick(each, first, combinations[:, a])
+    return index, combinations, counts
 
 
 @compiled()
@@ -59,8 +62,15 @@ def pack(codes, shift, words):  # type: ignore[no-untyped-def]
 
 
 @compiled()
+def pick(codes, first, out):  # type: ignore[no-untyped-def]
+    """out = codes[first]."""
+    for k in range(out.shape[0]):
+        out[k] = codes[first[k]]
+
+
+@compiled()
 def slot_of(words, i, mask):  # type: ignore[no-untyped-def]
-    """Where the search for the words of a sample begins."""
+    """Where the search for row i begins."""
     h = np.uint64(0)
     for w in range(words.shape[1]):
         h = (h ^ words[i, w]) * MIX
@@ -69,43 +79,83 @@ def slot_of(words, i, mask):  # type: ignore[no-untyped-def]
 
 
 @compiled()
+def longer(array):  # type: ignore[no-untyped-def]
+    """The array with as much room again, behind."""
+    out = np.empty((2 * array.shape[0], array.shape[1]), array.dtype)
+    out[: array.shape[0]] = array
+    return out
+
+
+@compiled()
 def distinct(words, index):  # type: ignore[no-untyped-def]
-    """Number equal rows of ``words``; the first of each and how many there are."""
+    """Number equal rows of ``words``: for each the first sample that has it, and how many do.
+
+    The distinct rows are kept together, so that comparing stays within the cache.
+    """
     n, width = words.shape
     capacity = 1024
     table = np.full(capacity, -1, np.int32)
-    first, counts = np.empty(256, np.int64), np.zeros(256, np.int64)
+    keys = np.empty((256, width), np.uint64)
+    told = np.empty((256, 2), np.int64)  # first sample, number of samples
     found = 0
     for i in range(n):
-        mask = np.uint64(capacity - 1)
-        slot = slot_of(words, i, mask)
+        slot = slot_of(words, i, np.uint64(capacity - 1))
         while True:
             k = table[slot]
             if k < 0:
                 break
             equal = True
             for w in range(width):
-                equal &= words[i, w] == words[first[k], w]
+                equal &= words[i, w] == keys[k, w]
             if equal:
                 break
             slot = (slot + 1) & (capacity - 1)
         if k < 0:
             k = np.int32(found)
-            if found == first.shape[0]:
-                more, counted = np.empty(2 * found, np.int64), np.zeros(2 * found, np.int64)
-                more[:found], counted[:found] = first, counts
-                first, counts = more, counted
-            first[found] = i
+            if found == keys.shape[0]:
+                keys, told = longer(keys), longer(told)
+            for w in range(width):
+                keys[found, w] = words[i, w]
+            told[found, 0], told[found, 1] = i, 0
             table[slot] = k
             found += 1
             if 2 * found > capacity:
                 capacity *= 4
                 table = np.full(capacity, -1, np.int32)
                 for j in range(found):
-                    slot = slot_of(words, first[j], np.uint64(capacity - 1))
+                    slot = slot_of(keys, j, np.uint64(capacity - 1))
                     while table[slot] >= 0:
                         slot = (slot + 1) & (capacity - 1)
                     table[slot] = j
         index[i] = k
-        counts[k] += 1
-    return first[:found].copy(), counts[:found].copy()
+        told[k, 1] += 1
+    return told[:found, 0].copy(), told[:found, 1].copy()
+
+
+@compiled()
+def members(combinations, end, axis, size, start, out):  # type: ignore[no-untyped-def]
+    """In which class of each partition each combination is.
+
+    Args:
+        end: ``(F + 1,)``, where the axes of each partition end.
+        axis: columns of ``combinations``; the classes are their product, in row-major order.
+        size: number of codes of each column of ``combinations``.
+        start: the first class of each partition.
+    """
+    for k in range(out.shape[0]):
+        for f in range(out.shape[1]):
+            place = 0
+            for t in range(end[f], end[f + 1]):
+                place = place * size[axis[t]] + combinations[k, axis[t]]
+            out[k, f] = start[f] + place
+
+
+@compiled()
+def class_sums(member, values, out):  # type: ignore[no-untyped-def]
+    """Add up values of the cells over the classes: ``(K, F)`` and ``(K,)`` to ``(S,)``."""
+    out[:] = 0.0
+    F = member.shape[1]
+    for k in range(member.shape[0]):
+        v = values[k]
+        for f in range(F):
+            out[member[k, f]] += v

@@ -20,7 +20,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,10 +64,20 @@ class Partitions:
 
     def sum(self, values: Tensor) -> Tensor:
         """Sums over the classes: ``(B, K)`` to ``(B, S)``, float64."""
+        if values.is_cpu and not values.requires_grad:
+            return self.compiled_sum(values)
         K, F = self.member.shape
         out = values.new_zeros(len(values), self.total, dtype=torch.float64)
         each = values.double().unsqueeze(-1).expand(-1, K, F).reshape(len(values), -1)
         return out.index_add(1, self.member.reshape(-1).long(), each)
+
+    def compiled_sum(self, values: Tensor) -> Tensor:
+        add = import_module("fairopt.combinations").class_sums
+        out = np.empty((len(values), self.total))
+        member = self.member.numpy().view(np.uint32)
+        for each, sums in zip(values.double().contiguous().numpy(), out, strict=True):
+            add(member, each, sums)
+        return torch.from_numpy(out)
 
     def spread(self, values: Tensor) -> Tensor:
         """Give each cell the sum of its classes' values: ``(B, S)`` to ``(B, K)``."""

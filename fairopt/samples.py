@@ -267,6 +267,7 @@ class Cells:
         found: number of samples in each cell (and zeros behind), if already counted.
         table: for each axis the position of each cell, ``(1, K)``, if the cells are not the product
             of the axes but those combinations that occur.
+        combinations: the same on the CPU, int32 ``(K, axes)``.
         partitions: the classes that the rows look at, where these are not too many.
     """
 
@@ -274,6 +275,7 @@ class Cells:
     size: int
     found: NDArray[np.int64] | None = None
     table: dict[Key, Tensor] | None = None
+    combinations: Tensor | None = None
     partitions: Partitions | None = None
 
     def sum(self, values: Tensor, batch: int) -> Tensor:
@@ -296,6 +298,8 @@ class Cells:
         """Total weight, or number, of the samples in each cell: ``(batch, K)``, float64."""
         if weight is not None:
             return self.sum(weight, batch)
+        if self.found is not None:
+            return torch.from_numpy(self.found[: self.size]).double().unsqueeze(0)
         if len(self.index) == 1:
             return torch.tensor([self.counts()], dtype=torch.float64).to(self.index.device)
         ones = torch.ones((), dtype=torch.float64, device=self.index.device)
@@ -434,9 +438,10 @@ def gather(
             refuse_real_groups(f"groups[{name!r}]", groups[name])
     traced = trace if made.stays else trace.__wrapped__
     rows = traced(constraints, names, real, tuple(axes), flat.device)
-    if cells is not None and cells.table is not None:
+    if cells is not None and cells.combinations is not None:
         looked_at = classes(rows, tuple(axes))
-        cells.partitions = None if looked_at is None else looked_at.partitions(cells.table)
+        if looked_at is not None:
+            cells.partitions = looked_at.partitions(tuple(axes), cells.combinations)
     return Data(rows, cells, axes, parts, continuous, values, made.nonnegative)
 
 
@@ -551,11 +556,11 @@ def occupied(axes: Sequence[Axis], parts: Sequence[Tensor]) -> Cells:
 def hashed(axes: Sequence[Axis], flat: Sequence[Tensor], shape: torch.Size) -> Cells:
     """``occupied`` on the CPU, without sorting."""
     number = import_module("fairopt.combinations").number
-    index, first, counts = number([codes.numpy() for codes in flat], [len(a.codes) for a in axes])
-    one = torch.from_numpy(first)
-    table = {axis.key: codes[one].unsqueeze(0) for axis, codes in zip(axes, flat, strict=True)}
+    index, codes, counts = number([part.numpy() for part in flat], [len(a.codes) for a in axes])
+    combinations = torch.from_numpy(codes)
+    table = {axis.key: combinations[:, i].unsqueeze(0) for i, axis in enumerate(axes)}
     found = counts if shape[0] == 1 else None
-    return Cells(torch.from_numpy(index).view(shape), len(first), found, table)
+    return Cells(torch.from_numpy(index).view(shape), len(codes), found, table, combinations)
 
 
 @lru_cache(maxsize=256)

@@ -533,12 +533,13 @@ def test_numbering_of_combinations(seed: int, attributes: int, n: int, size: int
     codes = pool[:, rng.integers(0, distinct, n)]
     kinds = [np.int64, np.int32, np.uint8 if size <= 256 else np.int16]
     given_ = [row.astype(kinds[i % 3]) for i, row in enumerate(codes)]
-    index, first, counts = number(given_, [size] * attributes)
+    index, combinations, counts = number(given_, [size] * attributes)
     expected, times = np.unique(codes, axis=1, return_counts=True)
-    assert len(first) == expected.shape[1]
-    assert (codes[:, first][:, index] == codes).all()
+    assert len(combinations) == expected.shape[1]
+    assert (combinations.T[:, index] == codes).all()
     assert (np.bincount(index) == counts).all()
     assert (np.sort(times) == np.sort(counts)).all()
+    first = [int(np.argmax(index == k)) for k in range(len(combinations))]
     assert (np.diff(first) > 0).all()  # in the order in which they occur
 
 

@@ -42,6 +42,7 @@ from fairopt.backends._projection import (
     verdict,
     with_sides,
 )
+from fairopt.combinations import class_sums
 from fairopt.compiled import compiled
 from fairopt.solution import TINY
 
@@ -107,17 +108,6 @@ def compress(table, first, size):  # type: ignore[no-untyped-def]
                 of[place], value[place] = first[r] + c, table[r, c]
                 place += 1
     return end, of, value
-
-
-@compiled()
-def class_sums(member, values, out):  # type: ignore[no-untyped-def]
-    """out = V values."""
-    out[:] = 0.0
-    F = member.shape[1]
-    for k in range(member.shape[0]):
-        v = values[k]
-        for f in range(F):
-            out[member[k, f]] += v
 
 
 @compiled()
