@@ -72,8 +72,8 @@ def write(
             of w times it, and of w times its magnitude: ``(B, C)`` both.
         values: the continuous attributes, ``(b, C)``; needed for ``trace.linear_features``.
         classes: where the columns are the classes of several partitions, each of which holds all
-            samples. V is then their grid, and the matrix ``(B, m, G)``, for each row the classes of
-            its own partition.
+            samples. V is then ``classes.home``, and the matrix ``(B, m, G)``, for each row the
+            classes of its own partition.
 
     Raises:
         ProblemError: parameters are out of range; a row compares nothing and ``missing_group`` is
@@ -84,8 +84,7 @@ def write(
             if constraint.tensors:
                 constraint.check()  # again: the optimizer may have moved them
     numbers = numbers_of(trace, w.device)
-    sums_of = V if classes is None else classes.home
-    masses = (sums_of @ w.unsqueeze(-1)).squeeze(-1)
+    masses = (V @ w.unsqueeze(-1)).squeeze(-1)
     masses = torch.nn.functional.pad(masses, (0, 1), value=1.0)  # the last one stands for 1
     here = None
     if not masses.detach().min().item() > 0:
@@ -93,16 +92,16 @@ def write(
         here = None if bool(whole.all()) else whole
         masses = torch.where(masses > 0, masses, 1.0)
     scale = scales(trace.linear, masses, numbers)
-    if trace.terms_grid is not None and V is trace.grid:
-        matrix = (scale.unsqueeze(-1) * trace.terms_grid).sum(-2)
+    terms_grid = trace.terms_grid if V is trace.grid else None
+    if classes is not None:
+        terms_grid = classes.terms_grid
+    if terms_grid is not None:
+        matrix = (scale.unsqueeze(-1) * terms_grid).sum(-2)
     else:
         matrix = sum_of_terms(trace, scale, V, w, masses, values)
-    if classes is not None:
-        own = matrix.gather(2, classes.columns.expand(len(matrix), -1, -1))
-        matrix = torch.where(classes.there, own, 0.0)
     constant = None
     if trace.constant is not None:
-        constant = constants(trace, trace.constant, sums_of, w, masses, numbers, known)
+        constant = constants(trace, trace.constant, V, w, masses, numbers, known)
     sides = trace.sides
     if trace.side_numbers is not None:
         assert numbers is not None
@@ -114,7 +113,8 @@ def write(
     else:
         written = leave_out(trace, here, matrix, constant, lower, upper, missing_group)
     if trace.vanishing:
-        refuse_the_impossible(written)
+        empty = None if classes is None else w.detach()[:, classes.columns] == 0
+        refuse_the_impossible(written, empty)
     return written
 
 
@@ -256,9 +256,16 @@ def check_order(trace: Trace, sides: Tensor) -> None:
         )
 
 
-def refuse_the_impossible(written: Written) -> None:
-    """Raise if no prediction can change a row, and it does not hold as it is."""
-    zero = (written.matrix.detach() == 0).all(-1)
+def refuse_the_impossible(written: Written, empty: Tensor | None) -> None:
+    """Raise if no prediction can change a row, and it does not hold as it is.
+
+    Args:
+        empty: of all rows of the trace, the columns of the matrix in which there is nothing.
+    """
+    zero = written.matrix.detach() == 0
+    if empty is not None:
+        zero = zero | (empty if written.kept is None else empty[:, written.kept])
+    zero = zero.all(-1)
     if not bool(zero.any()):
         return
     lower, upper = written.sides

@@ -35,20 +35,19 @@ class Classes:
         axes: of each of the F partitions, the axes whose products are its classes.
         sizes: how many classes each has.
         of_row: int64 ``(m,)``, the partition that each row looks at.
-        grid: float64 ``(1, sets, S)``, which classes are in which set, in all partitions of which
-            the set is a union of classes.
-        home: the same in one partition for each set, so that masses are counted once.
-        columns: int64 ``(m, G)``, the classes of each row's partition.
-        there: bool ``(m, G)``, where there is one.
+        home: float64 ``(1, sets, S)``, which classes are in which set, in one of the partitions of
+            which the set is a union of classes: masses are counted once.
+        columns: int64 ``(m, G)``, the classes of each row's partition; its first behind the last.
+        terms_grid: float64 ``(m, J, G)``, which of these are in the sets of the row's linear terms;
+            zero behind the last.
     """
 
     axes: tuple[tuple[Axis, ...], ...]
     sizes: tuple[int, ...]
     of_row: Tensor
-    grid: Tensor
     home: Tensor
     columns: Tensor
-    there: Tensor
+    terms_grid: Tensor
 
     def partitions(self, axes: tuple[Axis, ...], combinations: Tensor) -> Partitions:
         """The classes of given cells.
@@ -103,10 +102,12 @@ def classes(trace: Trace, axes: tuple[Axis, ...]) -> Classes | None:
     starts = torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0)[:-1]
     column = torch.arange(max(sizes[f] for f in of_row.tolist()))
     there = column < torch.tensor(sizes)[of_row].unsqueeze(-1)
-    columns = torch.where(there, starts[of_row].unsqueeze(-1) + column, 0)
+    columns = starts[of_row].unsqueeze(-1) + torch.where(there, column, 0)
+    at = columns.unsqueeze(1).expand(-1, terms.inside.shape[1], -1)
+    terms_grid = grid[terms.inside.cpu()].gather(2, at) * there.unsqueeze(1)
     return Classes(
-        made, sizes, of_row.to(device), grid.unsqueeze(0).to(device), home.unsqueeze(0).to(device),
-        columns.to(device), there.to(device),
+        made, sizes, of_row.to(device), home.unsqueeze(0).to(device), columns.to(device),
+        terms_grid.to(device),
     )  # fmt: skip
 
 

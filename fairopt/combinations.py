@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fairopt.compiled import compiled
 
-__all__ = ["class_sums", "members", "number"]
+__all__ = ["class_sums", "ends", "members", "number"]
 
 Array = NDArray[Any]
 
@@ -52,6 +52,15 @@ def number(codes: Sequence[Array], sizes: Sequence[int]) -> tuple[Array, Array, 
     for a, each in enumerate(codes):
         pick(each, first, combinations[:, a])
     return index, combinations, counts
+
+
+@compiled()
+def ends(codes):  # type: ignore[no-untyped-def]
+    """The smallest and the largest code."""
+    low = high = np.int64(codes[0])
+    for code in codes:
+        low, high = min(low, np.int64(code)), max(high, np.int64(code))
+    return low, high
 
 
 @compiled()

@@ -44,6 +44,10 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torc
 # Codes up to this many are used as they are; larger or sparser ones are renumbered.
 MOST_CODES = 64
 
+# More attributes than this, of up to this many samples, are looked at one after the other in one
+# thread: waking torch's threads for each costs as much as it saves, and far more beside other work.
+FEW, MANY = 2, 1_000_000
+
 # Up to this many samples on the CPU, inputs are looked at by the compiled code of fairopt.scan.
 SMALL = 50_000
 
@@ -62,6 +66,12 @@ def is_small(tensor: Tensor) -> bool:
 def scan() -> ModuleType:
     """The compiled functions, loaded when first needed."""
     return import_module("fairopt.scan")
+
+
+@lru_cache(maxsize=1)
+def combinations() -> ModuleType:
+    """The same for combinations of attributes."""
+    return import_module("fairopt.combinations")
 
 
 def fit(name: str, tensor: object, scores: Tensor, flat: Tensor) -> Tensor:
@@ -370,7 +380,7 @@ class Data:
             for key, v in weighted.items()
         }
         mass = parts.sum(cells.mass(weight, batch if weight is not None else len(cells.index)))
-        return write(self.rows, made.grid, mass, sums, missing_group, classes=made)
+        return write(self.rows, made.home, mass, sums, missing_group, classes=made)
 
     def ones(self) -> Tensor:
         """1 for each sample: ``(1, n)``."""
@@ -473,7 +483,10 @@ def encode(
             part = torch.from_numpy(array)
         else:
             part, found = codes, None
-            low, high = (int(end) for end in torch.aminmax(codes))
+            if len(made.attributes) > FEW and codes.is_cpu and codes.numel() <= MANY:
+                low, high = combinations().ends(codes.reshape(-1).numpy())
+            else:
+                low, high = (int(end) for end in torch.aminmax(codes))
         if low < 0:
             raise ProblemError(
                 f"groups[{name!r}]: expected codes of at least 0, got {low}; give unknown members "
@@ -555,12 +568,13 @@ def occupied(axes: Sequence[Axis], parts: Sequence[Tensor]) -> Cells:
 
 def hashed(axes: Sequence[Axis], flat: Sequence[Tensor], shape: torch.Size) -> Cells:
     """``occupied`` on the CPU, without sorting."""
-    number = import_module("fairopt.combinations").number
-    index, codes, counts = number([part.numpy() for part in flat], [len(a.codes) for a in axes])
-    combinations = torch.from_numpy(codes)
-    table = {axis.key: combinations[:, i].unsqueeze(0) for i, axis in enumerate(axes)}
+    index, codes, counts = combinations().number(
+        [part.numpy() for part in flat], [len(a.codes) for a in axes]
+    )
+    each = torch.from_numpy(codes)
+    table = {axis.key: each[:, i].unsqueeze(0) for i, axis in enumerate(axes)}
     found = counts if shape[0] == 1 else None
-    return Cells(torch.from_numpy(index).view(shape), len(codes), found, table, combinations)
+    return Cells(torch.from_numpy(index).view(shape), len(codes), found, table, each)
 
 
 @lru_cache(maxsize=256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from fairopt import (
     MeanResidual,
     MinimumRate,
     ProblemError,
+    Row,
     Solution,
     audit,
     cross_validate,
@@ -40,6 +42,7 @@ from fairopt import classes as classes_of
 from fairopt.backends import Numba, _classes, _many
 from fairopt.backends._many import Many
 from fairopt.combinations import number
+from fairopt.functionals import Batch
 from fairopt.kkt import adjoint
 from fairopt.partitions import PartitionedRows
 from fairopt.problem import trusted
@@ -480,14 +483,29 @@ def test_infeasible_rows_are_named() -> None:
         )
 
 
-def test_rows_that_can_never_hold_are_refused_by_name() -> None:
-    d = data(n=40)
-    d["groups"]["a0"] = d["groups"]["a0"].clamp(max=4)
-    d["groups"]["a0"][0] = 5
-    weights = torch.ones(40, dtype=torch.float64)
-    weights[0] = 0.0  # group 5 has no weight
-    problem = formulate(MinimumRate(0.2), d["scores"], d["groups"], bounds=(0, 1), weights=weights)
-    assert "MinimumRate" not in problem.skipped and any("a0: 5" in name for name in problem.skipped)
+class Share(Constraint):
+    """sum over group 1 of a0 within group 1 of a1, over the mass of the latter, is at least 0.1."""
+
+    def rows(self, batch: Batch) -> Iterator[Row]:
+        a, b = batch.groups("a0")[1], batch.groups("a1")[1]
+        yield Row("share", (a & b).mean(per=b), 0.1)
+        yield from DemographicParity(np.inf).rows(batch)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_that_can_never_hold_are_refused_by_name(weighted: bool) -> None:
+    d = data(n=100)
+    both = (d["groups"]["a0"] == 1) & (d["groups"]["a1"] == 1)
+    assert both.any() and (d["groups"]["a1"][~both] == 1).any()
+    weights = torch.ones(100, dtype=torch.float64)
+    if weighted:
+        weights[both] = 0.0
+    else:
+        d["groups"]["a0"] = torch.where(both, 0, d["groups"]["a0"])
+    with pytest.raises(ProblemError, match="'share': no prediction has any weight in them"):
+        formulate(
+            Share(), d["scores"], d["groups"], bounds=(0, 1), weights=weights if weighted else None
+        )
 
 
 def test_missing_groups_are_skipped_by_name() -> None:
