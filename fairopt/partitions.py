@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairopt.problem import CellRows, trusted
+from fairopt.problem import CellRows, cell_factor, trusted
 
 __all__ = ["PartitionedRows", "Partitions"]
 
@@ -197,6 +197,21 @@ class PartitionedRows(CellRows):
         weight = self.weight.double()
         squares = self.with_tensors(self.table.double().square(), weight)
         return squares.values(self.sum_cells(d.double() * weight * weight)).sqrt()
+
+    def factor(self, d: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        parts = self.partitions
+        weight = self.weight.double()
+        step = d.double() * weight
+        h, sums = self.sum_cells(step * weight), self.sum_cells(step * g)
+        if self.cells <= parts.total:
+            return cell_factor(self.coefficient.double(), h, sums)
+        # With V D^1/2 = R^T Q^T, N = E R^T has S columns instead of K; nothing is squared.
+        root = h.sqrt()
+        wide = h.new_zeros(len(h), self.cells, parts.total)
+        at = parts.member.long().expand(len(h), -1, -1)
+        Q, R = torch.linalg.qr(wide.scatter_(2, at, root.unsqueeze(-1).expand(at.shape)))
+        c = torch.where(h > 0, sums / root, 0.0)
+        return self.by_class() @ R.mT, (c.unsqueeze(-2) @ Q).squeeze(-2)
 
     def pull_back(self, y: Tensor, v: Tensor, nu: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         weight = self.weight.double()

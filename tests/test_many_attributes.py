@@ -265,6 +265,12 @@ NOTIONS = {
 }
 
 
+def products(rows: CellRows, d: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """N N^T and N c of the factor."""
+    N, c = rows.factor(d, g)
+    return N @ N.mT, (N @ c.unsqueeze(-1)).squeeze(-1)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("notion", NOTIONS)
 def test_partitions_write_the_same_rows(
@@ -306,6 +312,7 @@ def test_partitions_write_the_same_rows(
         (a.norms(x), b.norms(x)),
         (a.absolute().apply(x), b.absolute().apply(x)),
         (a.gram(x), b.gram(x)),
+        *zip(products(a, x, v), products(b, x, v), strict=True),
         (a.pull_back(y, v, nu, x)[1], b.pull_back(y, v, nu, x)[1]),
         (a.to_dense().matrix, b.to_dense().matrix),
         (a.by_class()[0] @ a.partitions.sum(v[:, : a.cells])[0], a.values(v[:, : a.cells])[0]),
