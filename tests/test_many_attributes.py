@@ -140,7 +140,7 @@ def solved(problem: QP) -> Solution:
 
 
 @pytest.mark.slow
-@settings(max_examples=400, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
 @given(cases())
 def test_exact_and_as_clarabel_on_drawn_problems(case: Case) -> None:
     problem = case.problem()
@@ -195,7 +195,7 @@ def strictly_complementary(problem: QP, solution: Solution) -> bool:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=150, suppress_health_check=list(HealthCheck), deadline=None)
 @given(cases(largest=120), st.integers(0, 2**31))
 def test_backward_is_the_shared_one_on_drawn_problems(case: Case, seed: int) -> None:
     problem = case.problem()

@@ -517,15 +517,20 @@ def proves_infeasible(end, of, value, member, S, l, u, ray, low, high):  # type:
 @compiled()
 def drifted(end, of, value, member, S, y, T):  # type: ignore[no-untyped-def]
     """Whether a tilt has lost digits, as in ``_projection.advance``; such are taken from y."""
-    K = member.shape[0]
-    classes, exact, scale = np.empty(S), np.empty(K), np.empty(K)
+    K, F = member.shape
+    classes, sizes, exact = np.empty(S), np.empty(S), np.empty(K)
     row_tilts(end, of, value, y, classes)
     cell_tilts(member, classes, exact)
-    row_tilts(end, of, np.abs(value), np.abs(y), classes)
-    cell_tilts(member, classes, scale)
+    row_tilts(end, of, np.abs(value), np.abs(y), sizes)
     found = False
     for k in range(K):
-        if abs(T[0, k] + T[1, k] - exact[k]) > 32.0 * EPS * scale[k]:
+        off = abs(T[0, k] + T[1, k] - exact[k])
+        if off <= 32.0 * EPS * abs(exact[k]):
+            continue  # the rule, and the scale is no less
+        scale = 0.0
+        for f in range(F):
+            scale += sizes[member[k, f]]
+        if off > 32.0 * EPS * scale:
             found = True
             T[0, k], T[1, k] = exact[k], 0.0
     return found
