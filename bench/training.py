@@ -31,7 +31,7 @@ LEARNING_RATE = 1e-2
 
 def batches(data: Split, size: int, seed: int) -> Iterator[Split]:
     """The demo's batches in float64, epoch after epoch."""
-    sampler = _batches(data, size, seed)
+    sampler = _batches(data, DemoSettings(), size, seed)
     for indices in itertools.chain.from_iterable(itertools.repeat(sampler)):
         batch = data.take(indices)
         yield Split(batch.features.double(), batch.targets.double(), batch.groups)
@@ -62,7 +62,7 @@ class Training:
         batch_size: int = BATCH_SIZE,
         seed: int = 0,
     ) -> None:
-        self.layer = _layer(DemoSettings(), tolerance)
+        self.layer = _layer(DemoSettings(), tolerance, adult)
         self.layer.backend = backend
         self.network = _network(adult.train.features.shape[1], seed).double()
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE)
@@ -93,7 +93,9 @@ class Training:
 def capable(adult: Adult, batch_size: int = BATCH_SIZE) -> tuple[str, ...]:
     """The installed backends that solve what the layer asks, in the order of ``"auto"``."""
     batch = next(batches(adult.train, batch_size, 0))
-    return able(formulate(_notions(TOLERANCE), batch.targets, batch.groups, bounds=BOUNDS))
+    return able(
+        formulate(_notions(DemoSettings(), TOLERANCE), batch.targets, batch.groups, bounds=BOUNDS)
+    )
 
 
 def main() -> None:

@@ -7,10 +7,15 @@ A small network learns who earns more than 50,000 dollars a year
 3. with a *fairness layer*: every training batch passes through the projection, so that the network
    learns knowing that its output will be moved.
 
-Both fair ways hold demographic parity on sex and on race at once: for any two groups ``g`` and
-``h`` of either attribute
+Both fair ways hold the chosen notions on the chosen attributes at once; unless told otherwise,
+demographic parity on sex and on race: for any two groups ``g`` and ``h`` of either attribute
 
     |mean prediction of g − mean prediction of h| ≤ tolerance.
+
+Notions that speak of outcomes see the labels of training batches. The labels of the test rows are
+unknown when they are predicted: a projection that read them would tell them. There the network's
+own prediction serves as the chance of each label, the notion holds in expectation over these
+chances, and the gaps with the true labels are reported beside it.
 
 Predictions are kept in [0.001, 0.999], not in [0, 1]. A projection onto [0, 1] returns exact zeros
 and ones, for which the log loss is infinite where they are wrong. Clamping inside the loss would
@@ -23,6 +28,7 @@ guarantee about one and the same numbers. A confident right prediction loses abo
 from __future__ import annotations
 
 import platform
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,8 +41,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fairopt
-from fairopt.constraints import DemographicParity
+from fairopt.constraints import Constraint
 from fairopt.datasets import Adult, Split, load_adult
+from fairopt.demo_notions import NOTIONS, check_choice, constraints, group_gaps
 from fairopt.formulate import formulate
 from fairopt.layer import FairnessLayer, project
 from fairopt.sampler import StratifiedBatchSampler
@@ -49,6 +56,7 @@ __all__ = ["Epoch", "Model", "Quality", "Report", "Settings", "SweepPoint", "plo
 
 Progress = Callable[[str, bool], None]
 
+WIDTH = 100
 BOUNDS = (1e-3, 1.0 - 1e-3)
 LEARNING_RATE = 2e-3
 SWEEP = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2)
@@ -62,7 +70,9 @@ class Settings:
     """What the user may choose.
 
     Attributes:
-        tolerance: the largest difference allowed between the mean predictions of two groups.
+        tolerance: the largest gap allowed between two groups.
+        notions: keys of ``demo_notions.NOTIONS``; all hold at once.
+        attributes: on which they hold, of those in the data.
         backend: name of the backend that solves the projections.
         epochs: passes over the training rows, for every model.
         batch_size: samples per training batch; each batch keeps the group proportions.
@@ -75,6 +85,8 @@ class Settings:
     """
 
     tolerance: float = 0.05
+    notions: Sequence[str] = ("demographic-parity",)
+    attributes: Sequence[str] = ("sex", "race")
     backend: str = "numba"
     epochs: int = 12
     batch_size: int = 1024
@@ -92,7 +104,7 @@ class Quality:
         accuracy: share of the rows on the right side of one half.
         auc: area under the ROC curve, a tie counting one half.
         log_loss: mean negative log likelihood, in nats.
-        gap: attribute name to the largest difference between mean predictions of two groups.
+        gap: attribute name to the largest gap of the chosen notions, with the true labels.
     """
 
     accuracy: float
@@ -220,34 +232,25 @@ def area_under_curve(scores: Tensor, targets: Tensor) -> float:
     return float(above / (n_positive * n_negative))
 
 
-def group_gaps(predictions: Tensor, groups: Mapping[str, Tensor]) -> dict[str, float]:
-    """Per attribute, the largest minus the smallest group mean, in float64.
-
-    Deliberately apart from the code that builds and solves the projection: what an auditor would
-    compute from predictions and groups alone.
-    """
-    values = predictions.detach().double()
-    gaps = {}
-    for name, codes in groups.items():
-        counts = codes.bincount()
-        means = (codes.bincount(weights=values) / counts)[counts > 0]
-        gaps[name] = float(means.max() - means.min())
-    return gaps
-
-
-def measure(predictions: Tensor, data: Split) -> Quality:
+def measure(predictions: Tensor, data: Split, settings: Settings) -> Quality:
     """Accuracy, AUC, log loss and gaps of predictions for all rows of ``data``."""
     values, targets = predictions.double(), data.targets.double()
     return Quality(
         accuracy=float(((values >= 0.5) == (targets >= 0.5)).double().mean()),
         auc=area_under_curve(values, targets),
         log_loss=float(functional.binary_cross_entropy(values, targets)),
-        gap=group_gaps(values, data.groups),
+        gap=_gaps(values, targets, data, settings),
     )
 
 
-def _groups_present(codes: Tensor) -> int:
-    return int((codes.bincount() > 0).sum())
+def _gaps(
+    predictions: Tensor, targets: Tensor, data: Split, settings: Settings
+) -> dict[str, float]:
+    return group_gaps(predictions, targets, data.groups, settings.notions, settings.attributes)
+
+
+def _needs_targets(settings: Settings) -> bool:
+    return any(NOTIONS[notion].needs_targets for notion in settings.notions)
 
 
 class _LayerClock:
@@ -257,9 +260,15 @@ class _LayerClock:
         self.seconds = 0.0
         self._started = 0.0
 
-    def run(self, layer: FairnessLayer, scores: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
+    def run(
+        self,
+        layer: FairnessLayer,
+        scores: Tensor,
+        groups: Mapping[str, Tensor],
+        targets: Tensor | None,
+    ) -> Tensor:
         self._start()
-        fair: Tensor = layer(scores, groups)
+        fair: Tensor = layer(scores, groups, targets)
         self._stop()
         # The gradient arrives from the loss, and leaves for the network.
         fair.register_hook(lambda _: self._start())
@@ -278,21 +287,26 @@ class _LayerClock:
 # ---------------------------------------------------------------------------------------------
 
 
-def _notions(tolerance: float) -> list[DemographicParity]:
-    return [
-        DemographicParity(tolerance=tolerance, on="sex"),
-        DemographicParity(tolerance=tolerance, on="race"),
-    ]
+def _notions(settings: Settings, tolerance: float) -> list[Constraint]:
+    return constraints(settings.notions, settings.attributes, tolerance)
 
 
-def _layer(settings: Settings, tolerance: float) -> FairnessLayer:
-    return FairnessLayer(_notions(tolerance), bounds=BOUNDS, backend=settings.backend)
+def _layer(settings: Settings, tolerance: float, adult: Adult) -> FairnessLayer:
+    return FairnessLayer(
+        _notions(settings, tolerance),
+        bounds=BOUNDS,
+        backend=settings.backend,
+        group_counts={name: len(adult.group_names[name]) for name in settings.attributes},
+    )
 
 
-def _batches(data: Split, size: int, seed: int) -> StratifiedBatchSampler:
+def _batches(data: Split, settings: Settings, size: int, seed: int) -> StratifiedBatchSampler:
     # Race first: the sampler is exact for the first attribute, and race has the smallest groups.
-    groups = {"race": data.groups["race"], "sex": data.groups["sex"]}
-    return StratifiedBatchSampler(groups, size, seed=seed)
+    strata = {"race": data.groups["race"], "sex": data.groups["sex"]}
+    if _needs_targets(settings):  # then what is compared is a group's part with one outcome
+        outcome = data.targets.long()
+        strata = {"race": 2 * data.groups["race"] + outcome, "sex": data.groups["sex"]}
+    return StratifiedBatchSampler(strata, size, seed=seed)
 
 
 def _network(features: int, seed: int) -> nn.Module:
@@ -333,11 +347,11 @@ def _train(
 ) -> _Training:
     """Train one network, through a fairness layer if there is a tolerance, and check each batch."""
     data = adult.train
-    layer = None if tolerance is None else _layer(settings, tolerance)
+    layer = None if tolerance is None else _layer(settings, tolerance, adult)
+    attributes, outcomes = settings.attributes, _needs_targets(settings)
     network = _network(data.features.shape[1], seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    sampler = _batches(data, settings.batch_size, seed)
-    groups_in_data = {name: _groups_present(codes) for name, codes in data.groups.items()}
+    sampler = _batches(data, settings, settings.batch_size, seed)
     training = _Training([], [], [], [], [])
 
     for epoch in range(settings.epochs):
@@ -345,10 +359,12 @@ def _train(
         for indices in sampler:
             fetched = time.perf_counter()
             batch = data.take(indices)
+            groups = {name: batch.groups[name] for name in attributes}
+            targets = batch.targets if outcomes else None
 
             started = time.perf_counter()
             scores = network(batch.features)
-            predictions = scores if layer is None else clock.run(layer, scores, batch.groups)
+            predictions = scores if layer is None else clock.run(layer, scores, groups, targets)
             loss = functional.binary_cross_entropy(predictions, batch.targets)
             optimizer.zero_grad()
             loss.backward()
@@ -357,14 +373,12 @@ def _train(
             epoch_seconds += finished - fetched
             step_seconds += finished - started
 
-            if tolerance is not None:
-                gaps = group_gaps(predictions, batch.groups)
+            if layer is not None and tolerance is not None:
+                gaps = _gaps(predictions, batch.targets, batch, settings)
                 training.worst_excess = max(training.worst_excess, max(gaps.values()) - tolerance)
                 training.batches += 1
-                training.batches_missing_a_group += any(
-                    _groups_present(batch.groups[name]) < count
-                    for name, count in groups_in_data.items()
-                )
+                assert layer.last is not None
+                training.batches_missing_a_group += bool(layer.last.skipped)
 
         training.epoch_seconds.append(epoch_seconds)
         training.step_seconds.append(step_seconds)
@@ -374,16 +388,24 @@ def _train(
             training.raw.append(raw)
             if layer is not None:
                 started = time.perf_counter()
-                training.fair.append(layer(raw, adult.test.groups))
+                training.fair.append(layer(raw, *_serving(raw, adult.test, settings)))
                 training.projection_seconds = time.perf_counter() - started
         shown = (training.fair or training.raw)[-1]
-        gaps = group_gaps(shown, adult.test.groups)
+        gaps = _gaps(shown, adult.test.targets, adult.test, settings)
         announce(
             f"epoch {epoch + 1}/{settings.epochs}   test log loss "
             f"{functional.binary_cross_entropy(shown, adult.test.targets):.4f}   "
             f"gaps {_named(gaps, 3)}   {epoch_seconds:.2f} s"
         )
     return training
+
+
+def _serving(
+    raw: Tensor, data: Split, settings: Settings
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """What is known when test rows are predicted: groups and, for labels, the chances ``raw``."""
+    groups = {name: data.groups[name] for name in settings.attributes}
+    return groups, raw if _needs_targets(settings) else None
 
 
 def run_demo(settings: Settings, progress: Progress = lambda message, done: None) -> Report:
@@ -395,8 +417,10 @@ def run_demo(settings: Settings, progress: Progress = lambda message, done: None
 
     Raises:
         FairoptError: a setting that makes no sense, such as a negative tolerance; an unknown
-            backend, or one whose solver is not installed.
+            notion, attribute or backend, or one whose solver is not installed.
     """
+    check_choice("notions", settings.notions, tuple(NOTIONS))
+    check_choice("attributes", settings.attributes, Settings.attributes)
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
@@ -435,20 +459,22 @@ def _run(settings: Settings, progress: Progress) -> Report:
 
         trained[tolerance, seed] = _train(adult, settings, tolerance, seed, announce)
 
+    def quality(predictions: Tensor) -> Quality:
+        return measure(predictions, adult.test, settings)
+
     def answers(seed: int, tolerance: float) -> tuple[Quality, Quality]:
-        scores = trained[None, seed].raw[-1]
-        post_hoc = _project(scores, adult.test, tolerance, settings.backend)
-        layer = trained[tolerance, seed].fair[-1]
-        return measure(post_hoc, adult.test), measure(layer, adult.test)
+        post_hoc = _project(trained[None, seed].raw[-1], adult.test, tolerance, settings)
+        return quality(post_hoc), quality(trained[tolerance, seed].fair[-1])
 
     sweep = []
     for each in tolerances:
         post_hoc, layer = zip(*(answers(seed, each) for seed in seeds), strict=True)
         sweep.append(SweepPoint(each, post_hoc, layer))
+    raw = trained[None, settings.seed].raw[-1]
     problem = formulate(
-        _notions(settings.tolerance),
-        trained[None, settings.seed].raw[-1],
-        adult.test.groups,
+        _notions(settings, settings.tolerance),
+        raw,
+        *_serving(raw, adult.test, settings),
         bounds=BOUNDS,
     )
     return Report(
@@ -467,7 +493,7 @@ def _run(settings: Settings, progress: Progress) -> Report:
             plain=trained[None, settings.seed],
             through=trained[settings.tolerance, settings.seed],
         ),
-        unconstrained=tuple(measure(trained[None, seed].raw[-1], adult.test) for seed in seeds),
+        unconstrained=tuple(quality(trained[None, seed].raw[-1]) for seed in seeds),
         sweep=tuple(sweep),
         warm_up_seconds=warm_up_seconds,
         seconds=time.perf_counter() - began,
@@ -481,7 +507,7 @@ def _load(settings: Settings) -> Adult:
 
     def part(data: Split) -> Split:
         size = min(settings.limit or len(data), len(data))
-        return data.take(next(iter(_batches(data, size, settings.seed))))
+        return data.take(next(iter(_batches(data, settings, size, settings.seed))))
 
     return Adult(part(adult.train), part(adult.test), adult.feature_names, adult.group_names)
 
@@ -490,9 +516,10 @@ def _warm_up(adult: Adult, settings: Settings) -> float:
     """One forward and backward, so that compilation is in no later figure."""
     started = time.perf_counter()
     size = min(settings.batch_size, len(adult.train))
-    batch = adult.train.take(next(iter(_batches(adult.train, size, settings.seed))))
+    batch = adult.train.take(next(iter(_batches(adult.train, settings, size, settings.seed))))
     scores = torch.linspace(0.1, 0.9, size).requires_grad_()
-    _layer(settings, settings.tolerance)(scores, batch.groups).sum().backward()
+    layer = _layer(settings, settings.tolerance, adult)
+    layer(scores, *_serving(batch.targets, batch, settings)).sum().backward()
     return time.perf_counter() - started
 
 
@@ -500,8 +527,16 @@ def _named(gaps: Mapping[str, float], digits: int) -> str:
     return ", ".join(f"{name} {gap:.{digits}f}" for name, gap in gaps.items())
 
 
-def _project(scores: Tensor, data: Split, tolerance: float, backend: str) -> Tensor:
-    return project(scores, data.groups, _notions(tolerance), bounds=BOUNDS, backend=backend)
+def _project(scores: Tensor, data: Split, tolerance: float, settings: Settings) -> Tensor:
+    groups, targets = _serving(scores, data, settings)
+    return project(
+        scores,
+        groups,
+        _notions(settings, tolerance),
+        targets,
+        bounds=BOUNDS,
+        backend=settings.backend,
+    )
 
 
 def _models(
@@ -511,17 +546,19 @@ def _models(
     projected, projection_seconds = [], 0.0
     for scores in plain.raw:
         started = time.perf_counter()
-        projected.append(_project(scores, data, tolerance, settings.backend))
+        projected.append(_project(scores, data, tolerance, settings))
         projection_seconds = time.perf_counter() - started
 
     def history(raw: Sequence[Tensor], fair: Sequence[Tensor]) -> tuple[Epoch, ...]:
         return tuple(
-            Epoch(number + 1, measure(before, data), measure(after, data))
+            Epoch(number + 1, measure(before, data, settings), measure(after, data, settings))
             for number, (before, after) in enumerate(zip(raw, fair, strict=True))
         )
 
-    def excess(predictions: Tensor) -> float:
-        return max(group_gaps(predictions, data.groups).values()) - tolerance
+    def excess(predictions: Tensor, raw: Tensor) -> float:
+        _, chances = _serving(raw, data, settings)
+        targets = data.targets if chances is None else chances
+        return max(_gaps(predictions, targets, data, settings).values()) - tolerance
 
     # The first epoch pays for caches and allocators; where there are more, it does not count.
     steady = slice(1 if settings.epochs > 1 else 0, None)
@@ -532,7 +569,7 @@ def _models(
             name="unconstrained",
             projected=False,
             history=history(plain.raw, plain.raw),
-            excess_on_test=excess(plain.raw[-1]),
+            excess_on_test=excess(plain.raw[-1], plain.raw[-1]),
             excess_in_training=None,
             batches_checked=0,
             batches_missing_a_group=0,
@@ -544,7 +581,7 @@ def _models(
             name="post-hoc projection",
             projected=True,
             history=history(plain.raw, projected),
-            excess_on_test=excess(projected[-1]),
+            excess_on_test=excess(projected[-1], plain.raw[-1]),
             excess_in_training=None,
             batches_checked=0,
             batches_missing_a_group=0,
@@ -556,7 +593,7 @@ def _models(
             name="fairness layer",
             projected=True,
             history=history(through.raw, through.fair),
-            excess_on_test=excess(through.fair[-1]),
+            excess_on_test=excess(through.fair[-1], through.raw[-1]),
             excess_in_training=through.worst_excess,
             batches_checked=through.batches,
             batches_missing_a_group=through.batches_missing_a_group,
@@ -578,8 +615,15 @@ def _table(report: Report) -> str:
     lines = [
         f"Income above 50,000 dollars (UCI Adult): {report.rows['train']:,} people to train on, "
         f"{report.rows['test']:,} to test on.",
-        f"Demographic parity on {' and on '.join(attributes)}: mean predictions of any two groups "
-        f"differ by at most {tolerance:g}.",
+        *(
+            line
+            for notion in report.settings.notions
+            for line in textwrap.wrap(
+                f"{notion.replace('-', ' ').capitalize()} on {' and on '.join(attributes)}: "
+                f"{NOTIONS[notion].words.format(tolerance)}.",
+                WIDTH,
+            )
+        ),
         "",
     ]
     gap_heads = "".join(f"   {'gap: ' + name:^13}" for name in attributes)
@@ -608,16 +652,27 @@ def _table(report: Report) -> str:
 
 def _explanations(report: Report) -> list[str]:
     layer = report.models[-1]
-    return [
-        "accuracy, AUC, log loss   of the model's answers for all test rows",
-        "gap        largest difference between mean predictions of two groups on the test rows:",
-        "           raw = as the network says it, fair = after the projection",
-        "excess     the most by which any constraint is broken (negative: none is even reached),",
-        "           on the test rows"
-        f" and, for the fairness layer, in each of its {layer.batches_checked:,} training batches",
-        "s/epoch    seconds per pass over the training rows; layer = the part of a training step",
-        "           that the fairness layer takes, forward and backward",
-    ]
+    gap = "the largest between two groups on the test rows"
+    after, checked = "after the projection", "on the test rows"
+    if tuple(report.settings.notions) == ("demographic-parity",):
+        gap = "largest difference between mean predictions of two groups on the test rows"
+    if _needs_targets(report.settings):
+        gap += ", with their true labels"
+        after += ", which cannot know these labels"
+        checked += " (with the network's chances for their labels)"
+    entries = {
+        "accuracy, AUC, log loss": "  of the model's answers for all test rows",
+        "gap": f"{gap}: raw = as the network says it, fair = {after}",
+        "excess": "the most by which any constraint is broken (negative: none is even reached), "
+        f"{checked} and, for the fairness layer, in each of its {layer.batches_checked:,} "
+        "training batches",
+        "s/epoch": "seconds per pass over the training rows; layer = the part of a training step "
+        "that the fairness layer takes, forward and backward",
+    }
+    lines: list[str] = []
+    for term, meaning in entries.items():
+        lines += textwrap.wrap(f"{term:10} {meaning}", WIDTH, subsequent_indent=" " * 11)
+    return lines
 
 
 def _verdict(report: Report) -> list[str]:
@@ -718,7 +773,8 @@ def _plot_training(report: Report) -> Figure:
     figure, axes = _figure(
         1 + len(attributes),
         "Test set after each epoch",
-        "gap: largest difference between mean predictions of two groups. "
+        f"gap: the largest between two groups ({', '.join(report.settings.notions)}"
+        f"{'; true labels' if _needs_targets(report.settings) else ''}). "
         f"All {report.rows['test']:,} test predictions are projected in one call.",
     )
     epochs = [entry.epoch for entry in report.models[0].history]
