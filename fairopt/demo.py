@@ -774,7 +774,7 @@ def _plot_training(report: Report) -> Figure:
         1 + len(attributes),
         "Test set after each epoch",
         f"gap: the largest between two groups ({', '.join(report.settings.notions)}"
-        f"{'; true labels' if _needs_targets(report.settings) else ''}). "
+        f"{'; true labels' if _needs_targets(report.settings) else ''}).\n"
         f"All {report.rows['test']:,} test predictions are projected in one call.",
     )
     epochs = [entry.epoch for entry in report.models[0].history]
@@ -795,7 +795,10 @@ def _plot_training(report: Report) -> Figure:
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = axes[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
+    ncols = len(labels) if len(axes) > 2 else 2
+    figure.legend(
+        handles, labels, loc="outside upper right", ncols=ncols, frameon=False, fontsize=9
+    )
     return figure
 
 
