@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import fairopt
 from fairopt import backends
 from fairopt.cli import _DEMO_NOTIONS, _Progress, main
-from fairopt.demo import area_under_curve
-from fairopt.demo_notions import NOTIONS, group_gaps
+from fairopt.demo.notions import NOTIONS, group_gaps
+from fairopt.demo.training import area_under_curve
 
 QUICK = ["demo", "--epochs", "4", "--limit", "4000", "--batch-size", "250", "--repeats", "1"]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -87,7 +87,7 @@ def test_demo_goes_on_without_matplotlib(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr("fairopt.demo.SWEEP", ())
+    monkeypatch.setattr("fairopt.demo.run.SWEEP", ())
     assert main([*QUICK, "--tolerance", "0.1", "--output", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "pip install 'fairopt[demo]'" in text
@@ -206,7 +206,7 @@ def test_gaps_are_those_of_the_groups_present() -> None:
 def test_demo_holds_any_notion(
     notion: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fairopt.demo.SWEEP", ())
+    monkeypatch.setattr("fairopt.demo.run.SWEEP", ())
     chosen = ["--notions", notion, "--attributes", "sex", "--tolerance", "0.02", "--epochs", "2"]
     file = tmp_path / "demo.json"
     assert main([*QUICK, *chosen, "--output", str(tmp_path), "--json", str(file)]) == 0
