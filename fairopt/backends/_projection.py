@@ -47,8 +47,11 @@ from fairopt.solution import TINY
 __all__ = [
     "CONTINUE",
     "CONVERGED",
+    "DONE",
     "INFEASIBLE",
     "NOT_FINITE",
+    "OPEN",
+    "SEVERAL",
     "STALLED",
     "adjoint",
     "adjoint_sums",
@@ -59,6 +62,7 @@ __all__ = [
     "count",
     "evaluate",
     "excess",
+    "is_open",
     "new_state",
     "pair_evaluate",
     "pair_limits",
@@ -71,6 +75,7 @@ __all__ = [
 ]
 
 CONTINUE, CONVERGED, STALLED, INFEASIBLE, NOT_FINITE = 0, 1, 2, 3, 4
+DONE, SEVERAL, OPEN = 0, 1, 2  # what ``adjoint`` found
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -423,6 +428,40 @@ def adjoint_write(q, inverse, w, lb, ub, cell, t_hi, t_lo, g, shift, first, last
         hi, lo = hi0 if zero else hi1, lo0 if zero else lo1
         free = is_free(q[i], p, wi, at(lb, i), at(ub, i), hi, lo)
         v[i] = -(g[i] + wi * (shift0 if zero else shift1)) * p if free else 0.0
+
+
+@compiled()
+def is_open(C, active, q, inverse, w, lb, ub, cell, t_hi, t_lo):  # type: ignore[no-untyped-def]
+    """Whether other multipliers could hold samples that sit at a bound without one.
+
+    So it may be where a cell of an active row has no sample strictly inside its bounds
+    (``fairopt.clipped``). One look at a few samples in the usual case.
+    """
+    m, K = C.shape
+    state = np.zeros(K, np.uint8)  # 1: no sample strictly inside yet; 2: one without multiplier
+    unseen = 0
+    for k in range(K):
+        for r in range(m):
+            if active[r] and C[r, k] != 0.0:
+                state[k] = 1
+        unseen += state[k]
+    for i in range(cell.shape[0]):
+        if unseen == 0:
+            return False
+        k = cell[i]
+        lo, up = at(lb, i), at(ub, i)
+        if state[k] == 0 or lo == up:
+            continue
+        v = unclipped(q[i], at(inverse, i), at(w, i), t_hi[k], t_lo[k])
+        if lo < v < up:
+            state[k] = 0
+            unseen -= 1
+        elif lo <= v <= up:
+            state[k] = 2
+    for k in range(K):
+        if state[k] == 2:
+            return True
+    return False
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1036,24 +1075,32 @@ def solve(
 
 @compiled()
 def adjoint(C, l, u, y, q, inverse, w, lb, ub, cell, T, g, first, last, v, nu):  # type: ignore[no-untyped-def]
-    """v and nu of fairopt.kkt for problems with at most one active row; False if one has more.
+    """v and nu of fairopt.kkt for problems with at most one active row: the least-squares problem
+    for nu is then one division.
 
-    The least-squares problem for nu is then one division.
+    Returns DONE; SEVERAL if a problem has more active rows; OPEN if one ``is_open``.
     """
     m, K = C.shape[1], C.shape[2]
     n = q.shape[1]
     s, h, shift = np.empty(K), np.empty(K), np.empty(K)
+    which = np.empty(m, np.bool_)
+    outcome = DONE
     for b in range(first, last):
         active = 0
         row = 0
         for r in range(m):
             nu[b, r] = 0.0
-            if y[b, r] != 0.0 or l[b, r] == u[b, r]:
+            which[r] = y[b, r] != 0.0 or l[b, r] == u[b, r]
+            if which[r]:
                 active += 1
                 row = r
-        if active > 1:
-            return False
         qb, pb, wb, lo, up = q[b], at(inverse, b), at(w, b), at(lb, b), at(ub, b)
+        if active > 0 and is_open(C[b], which, qb, pb, wb, lo, up, cell[b], T[0, b], T[1, b]):
+            return OPEN
+        if active > 1:
+            outcome = SEVERAL
+        if outcome == SEVERAL:
+            continue
         shift[:] = 0.0
         if active == 1:
             adjoint_sums(qb, pb, wb, lo, up, cell[b], T[0, b], T[1, b], g[b], 0, n, s, h)
@@ -1066,4 +1113,4 @@ def adjoint(C, l, u, y, q, inverse, w, lb, ub, cell, T, g, first, last, v, nu): 
                 for k in range(K):
                     shift[k] = C[b, row, k] * nu[b, row]
         adjoint_write(qb, pb, wb, lo, up, cell[b], T[0, b], T[1, b], g[b], shift, 0, n, v[b])
-    return True
+    return outcome

@@ -112,11 +112,24 @@ class Numba(Backend):
         step, v = empty(g.shape, fixed.dtype)
         nu = np.empty_like(y)
         workers = self.workers(batch, n)
-        if workers == 1 and kernels.adjoint(
-            fixed.C, fixed.l, fixed.u, y, data.q, *fixed.scalars_or_arrays, data.cell, T, g,
-            0, batch, v, nu,
-        ):  # fmt: skip
-            return Adjoint(step, torch.from_numpy(nu))
+        if workers == 1:
+            outcome = kernels.adjoint(
+                fixed.C, fixed.l, fixed.u, y, data.q, *fixed.scalars_or_arrays, data.cell, T, g,
+                0, batch, v, nu,
+            )  # fmt: skip
+            if outcome == kernels.DONE:
+                return Adjoint(step, torch.from_numpy(nu))
+            open_ = outcome == kernels.OPEN
+        else:
+            open_ = any(
+                kernels.is_open(
+                    fixed.C[b], (y[b] != 0) | (fixed.l[b] == fixed.u[b]), data.q[b], *data.of(b),
+                    data.cell[b], T[0, b], T[1, b],
+                )
+                for b in range(batch)
+            )  # fmt: skip
+        if open_:
+            return super().vjp(problem, solution, grad_x)
 
         cut = [n * i // workers for i in range(workers + 1)]
         sums = np.empty((2, workers, batch, fixed.C.shape[2]))
