@@ -52,7 +52,7 @@ from fairopt.clipped import Multipliers, adjoint_rows, clipped_out
 from fairopt.lu import lu_factor
 from fairopt.problem import QP, Problem, SparseRows, compact
 from fairopt.solution import ROW_PRECISION, Solution
-from fairopt.ties import carrying, dependent, shortest
+from fairopt.ties import NONE, carrying, dependent, shortest
 
 __all__ = ["Adjoint", "Gradients", "Reduced", "adjoint", "gradients", "least_norm", "solve_reduced"]
 
@@ -322,6 +322,15 @@ def solve_dense(
     return z[:, :n] * root, z[:, n:] * scale
 
 
+def force(problem: QP, x: Tensor, d: Tensor) -> Tensor:
+    """The length of |P x| + |q| in the metric of P^-1: what multipliers are large or small to.
+
+    ``(B, 1)``.
+    """
+    terms = problem.apply_quadratic(x.detach().double()).abs() + problem.q.double().abs()
+    return torch.linalg.vector_norm(terms * d.rsqrt(), dim=-1, keepdim=True)
+
+
 def tight_bounds(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
     """Which upper and which lower bounds x meets, to the promised precision: ``(B, n)``, bool."""
     limit = ROW_PRECISION[x.dtype]
@@ -365,13 +374,15 @@ def shortest_multipliers(problem: QP, solution: Solution, g: Tensor, adjoint: Ad
     upper, lower = upper | (row_side > 0), lower | (row_side < 0)
     meet = problem.l == problem.u
     y, nu = solution.row_dual, adjoint.nu
-    side = torch.where(meet, y.sign(), row_side.double())
+    size = force(problem, solution.x, d)
+    zero = y.abs() * problem.rows.norms(1 / d) <= NONE * size
+    side = torch.where(meet, torch.where(zero, 0.0, y.sign()), row_side.double())
     whole = g.double() + problem.apply_quadratic(adjoint.v)
     N, c = problem.rows.factor(torch.where(free, 1 / d, 0.0), whole)
     tight = upper | lower | meet
     several = dependent(N, tight).unsqueeze(-1)
     if bool(several.any()):
-        short = shortest(N, y, upper | meet, lower | meet)
+        short = shortest(N, torch.where(meet & zero, 0.0, y), upper | meet, lower | meet)
         least = least_norm(N * ((short != 0) | meet).unsqueeze(-1), c)
         y = torch.where(several, short, y)
         nu = torch.where(several, least, nu)

@@ -120,11 +120,12 @@ class Numba(Backend):
             if outcome == kernels.DONE:
                 return Adjoint(step, torch.from_numpy(nu))
             open_ = outcome == kernels.OPEN
-        else:
+        reach = [kernels.reach_of(fixed.C[b], y[b]) for b in range(batch)]
+        if workers > 1:
             open_ = any(
                 kernels.is_open(
                     fixed.C[b], (y[b] != 0) | (fixed.l[b] == fixed.u[b]), data.q[b], *data.of(b),
-                    data.cell[b], T[0, b], T[1, b],
+                    data.cell[b], T[0, b], T[1, b], reach[b],
                 )
                 for b in range(batch)
             )  # fmt: skip
@@ -137,7 +138,7 @@ class Numba(Backend):
         def accumulate(c: int) -> None:
             for b in range(batch):
                 kernels.adjoint_sums(
-                    data.q[b], *data.of(b), data.cell[b], T[0, b], T[1, b], g[b],
+                    data.q[b], *data.of(b), data.cell[b], T[0, b], T[1, b], reach[b], g[b],
                     cut[c], cut[c + 1], sums[0, c, b], sums[1, c, b],
                 )  # fmt: skip
 
@@ -157,8 +158,8 @@ class Numba(Backend):
         def spread(c: int) -> None:
             for b in range(batch):
                 kernels.adjoint_write(
-                    data.q[b], *data.of(b), data.cell[b], T[0, b], T[1, b], g[b], shift[b],
-                    cut[c], cut[c + 1], v[b],
+                    data.q[b], *data.of(b), data.cell[b], T[0, b], T[1, b], reach[b], g[b],
+                    shift[b], cut[c], cut[c + 1], v[b],
                 )  # fmt: skip
 
         each(workers, spread)
@@ -329,6 +330,8 @@ def solve_parallel(
     tilts[:] = T[:2]
     each(workers, write)
     s, _, size = parts[:3].sum(1)
+    if status == kernels.CONVERGED:
+        kernels.drop_weak(C, l, u, mass, s, size, H, y)
     kernels.tight_sides(C, l, u, mass, s, size, precision, tight)
     return status, int(counts[kernels.EVALUATIONS]), kernels.excess(C, l, u, mass, s, size)
 
