@@ -3,35 +3,43 @@
 Two groups clipped at one upper bound have equal means whatever the row says: row and bounds hold
 the same variables, and of the multipliers
 
-    A^T y + w = -(P x + q) =: p,    y_r >= 0 where only the upper side of row r is tight, <= 0 where
-                                    only the lower, free where both, 0 where neither; w alike
+    A^T y + w = -(P x + q),   y_r >= 0 where only the upper side of row r is tight, <= 0 where only
+                              the lower, free where both, 0 where neither; w alike
 
 there are many, though the rows by themselves are independent. *Clipped out* is a problem whose
-tight rows have a smaller rank on the variables strictly inside their bounds than on all. There the
-y that is shortest counts, on rows of unit length in the metric of P^-1 over all variables, and the
-w that goes with it. It is unique, for its square is strictly convex and w follows from y; and it
-depends on x and the data alone. So every backend has the same.
+tight rows have a smaller rank on the variables strictly inside their bounds (F) than on all.
 
-What it means. The shortest y leaves to the bounds what bounds can hold, and a row takes over only
-what they cannot. With x_1 = x_2 = 1 = ub, scores 3 and 1/2 and the row 0 <= x_1 - x_2 <= u at u = 0:
-w_1 = 2 - y and w_2 = y - 1/2, so y = 1/2: bound 1 holds x_1, the row holds x_2. And so it is: when
-u rises from 0, x_2 falls. Only that side has feasible points, and its derivative is the answer. The
-longest y = 2 would say that x_1 rises, beyond its bound. For one row this is general: relaxing a
-side costs the dual min |y|, the shortest, and tightening it max |y|.
+What moves x. What carries in any multiplier holds in every direction of first order: it is active.
+The solver's multiplier shows it all, or at least what spans the same space, but where several of
+its zeros come together: two samples of one score, say, whose bounds stop pushing at the same y.
+Then (and only then is it looked for) every side that carries in some multiplier counts as active,
+so that v, the gradient of scores, is the same whichever multiplier was returned.
 
-Derivation of the method. In units of scaled rows let B be an orthonormal basis of
-{z : A_WF^T z = 0}, F strictly inside. From any one multiplier (y, w) all others are y + B c, so with
-y + B c = (y - B B^T y) + B e it is
+What the gradients of rows, sides and bounds are. The y that is shortest counts, on rows of unit
+length in the metric of P^-1 over all variables, and the w that goes with it. It is unique, for its
+square is strictly convex and w follows from y; and it depends on x and the data alone. It leaves to
+the bounds what bounds can hold, and a row takes over only what they cannot. With x_1 = x_2 = 1 = ub,
+scores 3 and 1/2 and the row 0 <= x_1 - x_2 <= u at u = 0 it is w_1 = 2 - y, w_2 = y - 1/2, so
+y = 1/2: bound 1 holds x_1, the row holds x_2. And so it is: when u rises from 0, x_2 falls. Only
+that side has feasible points, and its derivative is the answer. The longest, y = 2, would say that
+x_1 rises, beyond its bound. For one row this is general, because relaxing a side by du changes the
+optimal value by -du min |y|, and tightening it by du max |y|. For several rows that one tolerance
+relaxes it would take the smallest sum of |y_r|; the shortest need not have that, and the gradient
+of their common tolerance is then the convention's, as for dependent rows (``fairopt.ties``).
+
+The adjoint follows. nu is zero on rows without a multiplier, and makes  (g + P v + A^T nu)_i  zero
+first on F, as ever, then (in least squares, in the metric of P^-1) on E, the tight bounds with
+w_i = 0; what is still open is taken shortest. With v as above, (3) of ``fairopt.kkt`` is exact for
+every change under which all that carries stays compatible, whatever nu is: a bound that all samples
+share, say. E decides, for the other changes, who yields.
+
+Method. In units of scaled rows let B be an orthonormal basis of {z : A_WF^T z = 0}. From any one
+multiplier (y, w) all others are y + B c, so with y + B c = (y - B B^T y) + B e it is
 
     min |e|^2 / 2   with the signs of y + B c and of w - A^T B c at the tight bounds:
 
-a projection of 0 onto G e <= h, by the dual active-set method of Goldfarb and Idnani (1983). Samples
-of one cell at the same side share one row of G, the one with the least room.
-
-The adjoint follows the multiplier. nu is zero on rows without one, and makes  (g + P v + A^T nu)_i
-zero first on F, as ever, then (in least squares, in the metric of P^-1) on E, the tight bounds with
-w_i = 0; what is still open is taken shortest. On F this fixes all that (3) of ``fairopt.kkt`` says
-of changes under which row and bounds stay compatible; E decides, for the others, who yields.
+a projection of 0 onto G e <= h, by the dual active-set method of Goldfarb and Idnani (1983). The
+samples of a cell at one side share a row of G, the one with the least room.
 """
 
 from __future__ import annotations
@@ -47,11 +55,12 @@ from torch import Tensor
 
 from fairopt.problem import QP, CellRows
 
-__all__ = ["Carried", "adjoint_rows", "clipped_out", "nearest", "shortest_jointly"]
+__all__ = ["Carried", "Multipliers", "adjoint_rows", "clipped_out", "nearest"]
 
 Array = NDArray[np.float64]
 
 RANK = 1e-11  # singular values below this are rank deficiency; rows have unit length
+ROUNDING = 10.0  # what is zero but for rounding, in tolerances of ``nearest``
 NONE = 1e-9  # a multiplier below this share of what it is a difference of is zero but for rounding
 
 
@@ -98,6 +107,7 @@ class Multipliers:
         rows, bounds: upper and lower sides that are tight, bool, ``(B, m)`` and ``(B, n)``.
         N: ``problem.rows.factor`` on the variables strictly inside, ``(B, m, k)``.
         d: the metric, ``(B, n)``.
+        size: what multipliers are large or small to, in units of scaled rows.
     """
 
     def __init__(
@@ -110,8 +120,10 @@ class Multipliers:
         bounds: tuple[Tensor, Tensor],
         N: Tensor,
         d: Tensor,
+        size: float,
     ) -> None:
         self.problem, self.b, self.y, self.w, self.bounds = problem, b, y, w, bounds
+        self.root = d[b].sqrt()
         self.upper, self.lower = (as_array(side[b]) > 0 for side in rows)
         self.scale = row_scale(problem, d, self.upper | self.lower, b)
         kept = self.scale > 0
@@ -130,7 +142,6 @@ class Multipliers:
         length = np.linalg.norm(left, axis=1)
         counts = length > 1e-12 * max(1.0, float(length.max(initial=0.0)))
         self.G, self.h = left[counts] / length[counts, None], right[counts] / length[counts]
-        size = max(float(np.linalg.norm(self.given)), float(np.abs(as_array(w[b])).max(initial=0)))
         self.tolerance = 1e-13 * size
         self.e = nearest(self.G, self.h, self.tolerance)
 
@@ -143,7 +154,8 @@ class Multipliers:
     def shortest(self) -> Carried:
         b, scale = self.b, self.scale
         z = self.start + self.B @ self.e
-        z[np.abs(z) <= NONE * np.abs(self.given).max(initial=0.0)] = 0.0
+        largest = float(np.abs(self.given).max(initial=0.0))
+        z[np.abs(z) <= max(NONE * largest, ROUNDING * self.tolerance)] = 0.0
         z = np.where(self.upper, z, np.minimum(z, 0.0))
         z = np.where(self.lower, z, np.maximum(z, 0.0))
         both = torch.zeros_like(self.y)
@@ -151,7 +163,8 @@ class Multipliers:
         magnitude = self.w[b].abs() + self.problem.rows.absolute().transpose_apply(both)[b]
         upper, lower = self.bounds[0][b], self.bounds[1][b]
         new = self.w[b] - self.pull((z - self.given) * scale)
-        new = torch.where((upper | lower) & (new.abs() > NONE * magnitude), new, 0.0)
+        least = NONE * magnitude + ROUNDING * self.tolerance * self.root
+        new = torch.where((upper | lower) & (new.abs() > least), new, 0.0)
         left = (upper ^ lower) & (new == 0)
         return Carried(torch.from_numpy(z * scale).to(self.y.device), new, left)
 
@@ -161,7 +174,8 @@ class Multipliers:
         Directions that lengthen what the shortest has at zero are found one projection each, until
         none is left; their sum lengthens all that any does.
         """
-        close = np.abs(self.G @ self.e - self.h) <= 1e3 * self.tolerance + NONE * np.abs(self.h)
+        room = np.abs(self.G @ self.e - self.h)
+        close = room <= ROUNDING * self.tolerance + NONE * np.abs(self.h)
         G = self.G[close]
         whole = np.zeros(self.B.shape[1])
         still = np.ones(len(G), bool)

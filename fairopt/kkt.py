@@ -34,8 +34,8 @@ decomposition of N, never of N N^T: no digit is lost to squaring, and rank is se
 Activity. The upper side of a row is active if its multiplier exceeds its slack, y |A_r|^2 > u - a x
 with |.| in the metric of P^-1 (so that both sides have one unit); a row whose sides meet is always
 active; the same for bounds. The rule needs no threshold, and it is right also at a solver's own
-accuracy. A weakly active row or bound (zero multiplier, zero slack) counts as inactive: one
-element of the generalised Jacobian, and what ``torch.clamp`` does at its boundary. Where several
+accuracy. A weakly active row or bound (zero multiplier but for rounding, zero slack) counts as
+inactive: one element of the generalised Jacobian, and what ``torch.clamp`` does at its boundary. Where several
 multipliers belong to x the shortest decides (``fairopt.ties``; jointly with the bounds,
 ``fairopt.clipped``).
 """
@@ -241,16 +241,19 @@ def carried_jointly(
     """
     bounds = tight_bounds(problem, solution.x)
     weak = free & (bounds[0] | bounds[1])
-    if not bool((weak & active.any(-1, keepdim=True)).any()):
+    if not bool(weak.any()):
         return active, free
     d = problem.diagonal()
     upper, lower = tight_sides(problem, solution.x)
     y = solution.row_dual
-    upper, lower = upper | (active & (y >= 0)), lower | (active & (y <= 0))
+    meet = problem.l == problem.u
+    upper, lower = upper | meet | (active & (y > 0)), lower | meet | (active & (y < 0))
     N, _ = problem.rows.factor(torch.where(free & ~weak, 1 / d, 0.0), d)
-    for b in clipped_out(problem, upper | lower, d, N).nonzero().squeeze(-1).tolist():
+    out = clipped_out(problem, upper | lower, d, N)
+    for b in out.nonzero().squeeze(-1).tolist():
+        size = float(force(problem, solution.x, d)[b])
         rows, held = Multipliers(
-            problem, b, y, solution.bound_dual, (upper, lower), bounds, N, d
+            problem, b, y, solution.bound_dual, (upper, lower), bounds, N, d, size
         ).carriers()
         here = (torch.arange(len(y), device=y.device) == b).unsqueeze(-1)
         active, free = active | (here & rows), free & ~(here & held)
@@ -328,7 +331,8 @@ def force(problem: QP, x: Tensor, d: Tensor) -> Tensor:
     ``(B, 1)``.
     """
     terms = problem.apply_quadratic(x.detach().double()).abs() + problem.q.double().abs()
-    return torch.linalg.vector_norm(terms * d.rsqrt(), dim=-1, keepdim=True)
+    found: Tensor = torch.linalg.vector_norm(terms * d.rsqrt(), dim=-1, keepdim=True)
+    return found
 
 
 def tight_bounds(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -396,7 +400,7 @@ def shortest_multipliers(problem: QP, solution: Solution, g: Tensor, adjoint: Ad
     for b in out.nonzero().squeeze(-1).tolist():
         rows = upper | meet, lower | meet
         found = Multipliers(
-            problem, b, solution.row_dual, solution.bound_dual, rows, bounds, N, d
+            problem, b, solution.row_dual, solution.bound_dual, rows, bounds, N, d, float(size[b])
         ).shortest()
         least = adjoint_rows(problem, b, found, meet, whole, inside, d)
         at = torch.where(bounds[0] & bounds[1], found.w, bounds[0].double() - bounds[1].double())

@@ -14,8 +14,9 @@ from fairopt.problem import LP, QP, Problem, Rows, trusted
 
 # What "guaranteed" means: worst excess of a row over its side, relative to the row's scale.
 ROW_PRECISION = {torch.float64: 1e-12, torch.float32: 1e-6}
-# A multiplier of a bound below this share of the terms that it is the difference of is zero but for
-# rounding: the bound is weakly active, which counts as inactive.
+# A multiplier of a bound below this share of the terms that it is the difference of, or that moves
+# x by less than this share of its size, is zero but for rounding: the bound is weakly active, which
+# counts as inactive.
 WEAK = 1e-13
 TINY = 1e-200  # added to the scale of a row: what is smaller than this is zero
 
@@ -121,7 +122,7 @@ class Solution:
         lower, upper = problem.lb.double(), problem.ub.double()
         if isinstance(problem, QP):
             d = problem.diagonal()
-            push, noise = w / d, noise / d
+            push, noise = w / d, noise / d + WEAK * x.abs().amax(-1, keepdim=True)
         else:
             push = w
         held = (push > (upper - x).clamp(min=0) + noise) | (

@@ -447,10 +447,10 @@ def reach_of(C, y):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def is_open(C, active, q, inverse, w, lb, ub, cell, t_hi, t_lo, reach):  # type: ignore[no-untyped-def]
+def is_open(C, tight, q, inverse, w, lb, ub, cell, t_hi, t_lo, reach):  # type: ignore[no-untyped-def]
     """Whether other multipliers could hold samples that sit at a bound without one.
 
-    So it may be where a cell of an active row has no sample strictly inside its bounds
+    So it may be where a cell of a tight row has no sample strictly inside its bounds
     (``fairopt.clipped``). One look at a few samples in the usual case.
     """
     m, K = C.shape
@@ -458,7 +458,7 @@ def is_open(C, active, q, inverse, w, lb, ub, cell, t_hi, t_lo, reach):  # type:
     unseen = 0
     for k in range(K):
         for r in range(m):
-            if active[r] and C[r, k] != 0.0:
+            if tight[r] and C[r, k] != 0.0:
                 state[k] = 1
         unseen += state[k]
     for i in range(cell.shape[0]):
@@ -476,10 +476,10 @@ def is_open(C, active, q, inverse, w, lb, ub, cell, t_hi, t_lo, reach):  # type:
             unseen -= 1
         elif is_free(q[i], p, wi, lo, up, t_hi[k], t_lo[k], reach):
             state[k] = 2
+    found = False
     for k in range(K):
-        if state[k] == 2:
-            return True
-    return False
+        found = found or state[k] == 2
+    return found
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1112,7 +1112,7 @@ def solve(
 
 
 @compiled()
-def adjoint(C, l, u, y, q, inverse, w, lb, ub, cell, T, g, first, last, v, nu):  # type: ignore[no-untyped-def]
+def adjoint(C, l, u, y, tight, q, inverse, w, lb, ub, cell, T, g, first, last, v, nu):  # type: ignore[no-untyped-def]
     """v and nu of fairopt.kkt for problems with at most one active row: the least-squares problem
     for nu is then one division.
 
@@ -1126,16 +1126,19 @@ def adjoint(C, l, u, y, q, inverse, w, lb, ub, cell, T, g, first, last, v, nu): 
     for b in range(first, last):
         active = 0
         row = 0
+        near = False
         for r in range(m):
             nu[b, r] = 0.0
             which[r] = y[b, r] != 0.0 or l[b, r] == u[b, r]
             if which[r]:
                 active += 1
                 row = r
+            which[r] = which[r] or tight[b, r] != 0
+            near = near or which[r]
         qb, pb, wb, lo, up = q[b], at(inverse, b), at(w, b), at(lb, b), at(ub, b)
         reach = reach_of(C[b], y[b])
         hi, low = T[0, b], T[1, b]
-        if active > 0 and is_open(C[b], which, qb, pb, wb, lo, up, cell[b], hi, low, reach):
+        if near and is_open(C[b], which, qb, pb, wb, lo, up, cell[b], hi, low, reach):
             return OPEN
         if active > 1:
             outcome = SEVERAL

@@ -114,8 +114,8 @@ class Numba(Backend):
         workers = self.workers(batch, n)
         if workers == 1:
             outcome = kernels.adjoint(
-                fixed.C, fixed.l, fixed.u, y, data.q, *fixed.scalars_or_arrays, data.cell, T, g,
-                0, batch, v, nu,
+                fixed.C, fixed.l, fixed.u, y, tight, data.q, *fixed.scalars_or_arrays, data.cell,
+                T, g, 0, batch, v, nu,
             )  # fmt: skip
             if outcome == kernels.DONE:
                 return Adjoint(step, torch.from_numpy(nu))
@@ -124,8 +124,8 @@ class Numba(Backend):
         if workers > 1:
             open_ = any(
                 kernels.is_open(
-                    fixed.C[b], (y[b] != 0) | (fixed.l[b] == fixed.u[b]), data.q[b], *data.of(b),
-                    data.cell[b], T[0, b], T[1, b], reach[b],
+                    fixed.C[b], (y[b] != 0) | (fixed.l[b] == fixed.u[b]) | (tight[b] != 0),
+                    data.q[b], *data.of(b), data.cell[b], T[0, b], T[1, b], reach[b],
                 )
                 for b in range(batch)
             )  # fmt: skip
