@@ -19,8 +19,8 @@ from bench.harness import RESULTS, Report, Spread, arguments, interleaved, ratio
 from bench.problems import able
 from fairopt.backends import Backend
 from fairopt.datasets import Adult, Split, load_adult
-from fairopt.demo import BOUNDS, _batches, _layer, _network, _notions
 from fairopt.demo import Settings as DemoSettings
+from fairopt.demo.training import BOUNDS, batches_of, layer_of, network, notions_of
 from fairopt.formulate import formulate
 
 STEPS = 20
@@ -31,7 +31,7 @@ LEARNING_RATE = 1e-2
 
 def batches(data: Split, size: int, seed: int) -> Iterator[Split]:
     """The demo's batches in float64, epoch after epoch."""
-    sampler = _batches(data, size, seed)
+    sampler = batches_of(data, DemoSettings(), size, seed)
     for indices in itertools.chain.from_iterable(itertools.repeat(sampler)):
         batch = data.take(indices)
         yield Split(batch.features.double(), batch.targets.double(), batch.groups)
@@ -62,9 +62,9 @@ class Training:
         batch_size: int = BATCH_SIZE,
         seed: int = 0,
     ) -> None:
-        self.layer = _layer(DemoSettings(), tolerance)
+        self.layer = layer_of(DemoSettings(), tolerance, adult)
         self.layer.backend = backend
-        self.network = _network(adult.train.features.shape[1], seed).double()
+        self.network = network(adult.train.features.shape[1], seed).double()
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE)
         self.batches = batches(adult.train, batch_size, seed)
         self.losses: list[float] = []
@@ -93,7 +93,9 @@ class Training:
 def capable(adult: Adult, batch_size: int = BATCH_SIZE) -> tuple[str, ...]:
     """The installed backends that solve what the layer asks, in the order of ``"auto"``."""
     batch = next(batches(adult.train, batch_size, 0))
-    return able(formulate(_notions(TOLERANCE), batch.targets, batch.groups, bounds=BOUNDS))
+    return able(
+        formulate(notions_of(DemoSettings(), TOLERANCE), batch.targets, batch.groups, bounds=BOUNDS)
+    )
 
 
 def main() -> None:

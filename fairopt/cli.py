@@ -67,6 +67,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     settings = demo.Settings(
         tolerance=arguments.tolerance,
+        notions=arguments.notions,
+        attributes=arguments.attributes,
         backend=arguments.backend,
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
@@ -140,6 +142,15 @@ _NOTIONS = (
     "predictive-equality",
     "equalized-odds",
     "mean-residual",
+)
+_DEMO_NOTIONS = (
+    "demographic-parity",
+    "equal-opportunity",
+    "predictive-equality",
+    "equalized-odds",
+    "error-parity",
+    "mean-residual",
+    "impact-ratio",
 )
 _DRAWING = (
     "samples", "groups", "notion", "comparison", "tolerance", "batch", "bounds", "dtype", "seed"
@@ -274,7 +285,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument(
         "--tolerance", type=_finite, default=0.05, metavar="GAP",
-        help="largest difference allowed between the mean predictions of two groups",
+        help="the largest gap allowed between two groups",
+    )  # fmt: skip
+    demo.add_argument(
+        "--notions", type=_names, default="demographic-parity", metavar="NAME,...",
+        help=f"of parity, all at once: {', '.join(_DEMO_NOTIONS)}",
+    )  # fmt: skip
+    demo.add_argument(
+        "--attributes", type=_names, default="sex,race", metavar="NAME,...",
+        help="on which they hold: sex, race",
     )  # fmt: skip
     demo.add_argument(
         "--backend", default="numba", metavar="NAME",

@@ -34,9 +34,10 @@ decomposition of N, never of N N^T: no digit is lost to squaring, and rank is se
 Activity. The upper side of a row is active if its multiplier exceeds its slack, y |A_r|^2 > u - a x
 with |.| in the metric of P^-1 (so that both sides have one unit); a row whose sides meet is always
 active; the same for bounds. The rule needs no threshold, and it is right also at a solver's own
-accuracy. A weakly active row or bound (zero multiplier, zero slack) counts as inactive: one
-element of the generalised Jacobian, and what ``torch.clamp`` does at its boundary. Where several
-multipliers belong to x the shortest decides (``fairopt.ties``).
+accuracy. A weakly active row or bound (zero multiplier but for rounding, zero slack) counts as
+inactive: one element of the generalised Jacobian, and what ``torch.clamp`` does at its boundary. Where several
+multipliers belong to x the shortest decides (``fairopt.ties``; jointly with the bounds,
+``fairopt.clipped``).
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fairopt.clipped import Multipliers, adjoint_rows, clipped_out
 from fairopt.lu import lu_factor
 from fairopt.problem import QP, Problem, SparseRows, compact
 from fairopt.solution import ROW_PRECISION, Solution
-from fairopt.ties import carrying, dependent, shortest
+from fairopt.ties import NONE, carrying, dependent, shortest
 
 __all__ = ["Adjoint", "Gradients", "Reduced", "adjoint", "gradients", "least_norm", "solve_reduced"]
 
@@ -213,6 +215,7 @@ def adjoint(
     d = problem.diagonal()
     active = row_sides(problem, solution, d) != 0
     free = bound_sides(problem, solution, d) == 0
+    active, free = carried_jointly(problem, solution, active, free)
     active = carried(problem, solution.x, solution.row_dual, active, free)
     return Adjoint(*reduced(problem, active, free, d, -g.double()))
 
@@ -227,6 +230,34 @@ def tight_sides(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
     upper = torch.isfinite(u) & (u - value <= limit * (scale + u.abs()))
     lower = torch.isfinite(l) & (value - l <= limit * (scale + l.abs()))
     return upper, lower
+
+
+def carried_jointly(
+    problem: QP, solution: Solution, active: Tensor, free: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Active rows and free variables as any multiplier of x has them; see ``fairopt.clipped``.
+
+    The solver's has them all but where several of its zeros at bounds come together.
+    """
+    bounds = tight_bounds(problem, solution.x)
+    weak = free & (bounds[0] | bounds[1])
+    if not bool(weak.any()):
+        return active, free
+    d = problem.diagonal()
+    upper, lower = tight_sides(problem, solution.x)
+    y = solution.row_dual
+    meet = problem.l == problem.u
+    upper, lower = upper | meet | (active & (y > 0)), lower | meet | (active & (y < 0))
+    N, _ = problem.rows.factor(torch.where(free & ~weak, 1 / d, 0.0), d)
+    out = clipped_out(problem, upper | lower, d, N)
+    for b in out.nonzero().squeeze(-1).tolist():
+        size = float(force(problem, solution.x, d)[b])
+        rows, held = Multipliers(
+            problem, b, y, solution.bound_dual, (upper, lower), bounds, N, d, size
+        ).carriers()
+        here = (torch.arange(len(y), device=y.device) == b).unsqueeze(-1)
+        active, free = active | (here & rows), free & ~(here & held)
+    return active, free
 
 
 def carried(problem: QP, x: Tensor, y: Tensor, active: Tensor, free: Tensor) -> Tensor:
@@ -294,36 +325,91 @@ def solve_dense(
     return z[:, :n] * root, z[:, n:] * scale
 
 
-def shortest_multipliers(
-    problem: QP, solution: Solution, g: Tensor, adjoint: Adjoint
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y and nu of ``fairopt.ties``, ``(B, m)``, and the side that each row is pushed to.
+def force(problem: QP, x: Tensor, d: Tensor) -> Tensor:
+    """The length of |P x| + |q| in the metric of P^-1: what multipliers are large or small to.
 
-    Where tight rows depend on each other, the gradients of rows and sides depend on which y and nu
-    are taken, so these are the shortest: every backend has the same. A row whose sides meet is
-    pushed to the side that the sign of y tells, and to both alike (0) where y is zero.
+    ``(B, 1)``.
+    """
+    terms = problem.apply_quadratic(x.detach().double()).abs() + problem.q.double().abs()
+    found: Tensor = torch.linalg.vector_norm(terms * d.rsqrt(), dim=-1, keepdim=True)
+    return found
+
+
+def tight_bounds(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Which upper and which lower bounds x meets, to the promised precision: ``(B, n)``, bool."""
+    limit = ROW_PRECISION[x.dtype]
+    x = x.detach().double()
+    ub, lb = problem.ub.double(), problem.lb.double()
+    size = x.abs().amax(-1, keepdim=True)
+    upper = torch.isfinite(ub) & (ub - x <= limit * (size + ub.abs()))
+    lower = torch.isfinite(lb) & (x - lb <= limit * (size + lb.abs()))
+    return upper, lower
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Of the multipliers and adjoint variables of a solution those that count.
+
+    Attributes:
+        y, nu: ``(B, m)``.
+        side: the side that each row is pushed to, ``(B, m)``. A row whose sides meet is pushed to
+            the one that the sign of y tells, and to both alike (0) where y is zero.
+        bound_side: the same for bounds, ``(B, n)``, where bounds that meet are pushed to the upper
+            one if w is zero.
+    """
+
+    y: Tensor
+    nu: Tensor
+    side: Tensor
+    bound_side: Tensor
+
+
+def shortest_multipliers(problem: QP, solution: Solution, g: Tensor, adjoint: Adjoint) -> Chosen:
+    """The multipliers of ``fairopt.ties`` and ``fairopt.clipped``.
+
+    Where tight rows depend on each other, or hold the same variables as bounds, the gradients of
+    rows, sides and bounds depend on which multipliers are taken, so these are the shortest: every
+    backend has the same.
     """
     d = problem.diagonal()
-    row_side = row_sides(problem, solution, d)
-    free = bound_sides(problem, solution, d) == 0
+    row_side, bound_side = row_sides(problem, solution, d), bound_sides(problem, solution, d)
+    free = bound_side == 0
     upper, lower = tight_sides(problem, solution.x)
     upper, lower = upper | (row_side > 0), lower | (row_side < 0)
     meet = problem.l == problem.u
     y, nu = solution.row_dual, adjoint.nu
-    side = torch.where(meet, y.sign(), row_side.double())
-    N, c = problem.rows.factor(
-        torch.where(free, 1 / d, 0.0), g.double() + problem.apply_quadratic(adjoint.v)
-    )
-    several = dependent(N, upper | lower | meet).unsqueeze(-1)
-    if not bool(several.any()):
-        return y, nu, side
-    short = shortest(N, y, upper | meet, lower | meet)
-    least = least_norm(N * ((short != 0) | meet).unsqueeze(-1), c)
-    return (
-        torch.where(several, short, y),
-        torch.where(several, least, nu),
-        torch.where(several, short.sign(), side),
-    )
+    size = force(problem, solution.x, d)
+    zero = y.abs() * problem.rows.norms(1 / d) <= NONE * size
+    side = torch.where(meet, torch.where(zero, 0.0, y.sign()), row_side.double())
+    whole = g.double() + problem.apply_quadratic(adjoint.v)
+    N, c = problem.rows.factor(torch.where(free, 1 / d, 0.0), whole)
+    tight = upper | lower | meet
+    several = dependent(N, tight).unsqueeze(-1)
+    if bool(several.any()):
+        short = shortest(N, torch.where(meet & zero, 0.0, y), upper | meet, lower | meet)
+        least = least_norm(N * ((short != 0) | meet).unsqueeze(-1), c)
+        y = torch.where(several, short, y)
+        nu = torch.where(several, least, nu)
+        side = torch.where(several, short.sign(), side)
+
+    bounds = tight_bounds(problem, solution.x)
+    inside = free & ~(bounds[0] | bounds[1])
+    if not torch.equal(inside, free):
+        N, _ = problem.rows.factor(torch.where(inside, 1 / d, 0.0), whole)
+    out = clipped_out(problem, tight, d, N)
+    for b in out.nonzero().squeeze(-1).tolist():
+        rows = upper | meet, lower | meet
+        found = Multipliers(
+            problem, b, solution.row_dual, solution.bound_dual, rows, bounds, N, d, float(size[b])
+        ).shortest()
+        least = adjoint_rows(problem, b, found, meet, whole, inside, d)
+        at = torch.where(bounds[0] & bounds[1], found.w, bounds[0].double() - bounds[1].double())
+        at = torch.where(problem.lb == problem.ub, torch.where(found.w < 0, -1, 1), at.sign())
+        here = (torch.arange(len(out), device=out.device) == b).unsqueeze(-1)
+        y, nu = torch.where(here, found.y, y), torch.where(here, least, nu)
+        side = torch.where(here, found.y.sign(), side)
+        bound_side = torch.where(here, at, bound_side)
+    return Chosen(y, nu, side, bound_side)
 
 
 def gradients(
@@ -350,16 +436,15 @@ def gradients(
         else:
             outer = v.unsqueeze(-1) * x.unsqueeze(-2)
             grad_P = 0.5 * (outer + outer.mT)
-    if any(need_rows) or need_l or need_u:
-        y, nu, side = shortest_multipliers(problem, solution, g, adjoint)
+    if any(need_rows) or need_l or need_u or need_lb or need_ub:
+        chosen = shortest_multipliers(problem, solution, g, adjoint)
+        y, nu, side = chosen.y, chosen.nu, chosen.side
         if any(need_rows):
             grad_rows = problem.rows.pull_back(y, v, nu, x)
         above = torch.where(side > 0, 1.0, torch.where(side < 0, 0.0, 0.5))
         grad_u, grad_l = -nu * above, -nu * (1 - above)
-    if need_lb or need_ub:
-        d = problem.diagonal()
-        side = bound_sides(problem, solution, d)
-        whole = g.double() + problem.apply_quadratic(v) + problem.rows.transpose_apply(nu)
-        grad_ub = torch.where(side > 0, whole, 0.0)
-        grad_lb = torch.where(side < 0, whole, 0.0)
+        if need_lb or need_ub:
+            whole = g.double() + problem.apply_quadratic(v) + problem.rows.transpose_apply(nu)
+            grad_ub = torch.where(chosen.bound_side > 0, whole, 0.0)
+            grad_lb = torch.where(chosen.bound_side < 0, whole, 0.0)
     return Gradients(grad_P, v if need_q else None, grad_rows, grad_l, grad_u, grad_lb, grad_ub)

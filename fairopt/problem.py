@@ -516,7 +516,7 @@ class QP:
             check_float("P", P)
             if P.dim() == 2 and q.dim() == 1:
                 P = P.unsqueeze(0)
-        common = canonical(q, rows, l, u, lb, ub, row_names)
+        common = canonical(q, rows, l, u, lb, ub, row_names, "q")
         linear = common["q"]
         assert isinstance(linear, Tensor)
         batch, n = linear.shape
@@ -611,8 +611,7 @@ class LP:
         skipped: Sequence[str] = (),
     ) -> None:
         check_float("c", c)
-        common = canonical(c, rows, l, u, lb, ub, row_names)
-        object.__setattr__(self, "c", common.pop("q"))
+        common = canonical(c, rows, l, u, lb, ub, row_names, "c")
         for name, value in common.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "skipped", tuple(skipped))
@@ -734,8 +733,13 @@ def canonical(
     lb: Tensor | float | None,
     ub: Tensor | float | None,
     row_names: Sequence[str],
+    linear: str,
 ) -> dict[str, object]:
-    """The fields that QP and LP share, checked and expanded to one batch."""
+    """The fields that QP and LP share, checked and expanded to one batch.
+
+    Args:
+        linear: what messages call q, and its name among the fields.
+    """
     if isinstance(rows, Tensor):
         rows = SparseRows.from_tensor(rows) if rows.layout != torch.strided else DenseRows(rows)
     elif not isinstance(rows, Rows):
@@ -743,13 +747,15 @@ def canonical(
     check_float("l", l)
     check_float("u", u)
     if q.dim() not in (1, 2) or q.shape[-1] == 0:
-        raise ProblemError(f"q: expected shape (n,) or (B, n) with n >= 1, got {shape_of(q)}")
+        raise ProblemError(
+            f"{linear}: expected shape (n,) or (B, n) with n >= 1, got {shape_of(q)}"
+        )
     row_batch, m, n = rows.shape
     if q.shape[-1] != n:
         raise ProblemError(f"rows: expected {q.shape[-1]} columns, one per variable, got {n}")
     lower = bound("lb", lb, -math.inf, q)
     upper = bound("ub", ub, math.inf, q)
-    named = {"q": q, "l": l, "u": u, "lb": lower, "ub": upper}
+    named = {linear: q, "l": l, "u": u, "lb": lower, "ub": upper}
     batch = max([row_batch] + [len(t) for t in named.values() if t.dim() == 2])
     fields: dict[str, object] = {}
     for name, tensor in named.items():
@@ -764,8 +770,8 @@ def canonical(
             )
         if tensor.device != q.device:
             raise ProblemError(
-                f"{name}: expected device {q.device}, where q is, got {tensor.device}; move it "
-                "with .to(...)"
+                f"{name}: expected device {q.device}, where {linear} is, got {tensor.device}; move "
+                "it with .to(...)"
             )
         fields[name] = tensor.expand(batch, size)
     if row_batch not in (1, batch):
@@ -773,7 +779,7 @@ def canonical(
     if rows.tensors[0].device != q.device:
         raise ProblemError(f"rows: expected device {q.device}, got {rows.tensors[0].device}")
     if not all_finite(q):
-        raise ProblemError("q: expected finite values, got NaN or infinity")
+        raise ProblemError(f"{linear}: expected finite values, got NaN or infinity")
     for tensor in rows.tensors:
         if not all_finite(tensor):
             raise ProblemError("rows: expected finite values, got NaN or infinity")

@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairopt.problem import LP, Problem, Rows, trusted
+from fairopt.problem import LP, QP, Problem, Rows, trusted
 
 # What "guaranteed" means: worst excess of a row over its side, relative to the row's scale.
 ROW_PRECISION = {torch.float64: 1e-12, torch.float32: 1e-6}
+# A multiplier of a bound below this share of the terms that it is the difference of, or that moves
+# x by less than this share of its size, is zero but for rounding: the bound is weakly active, which
+# counts as inactive.
+WEAK = 1e-13
 TINY = 1e-200  # added to the scale of a row: what is smaller than this is zero
 
 __all__ = ["Residuals", "Solution", "Status", "residuals"]
@@ -106,14 +110,24 @@ class Solution:
         """w, ``(B, n)``, float64: what stationarity leaves over, at the bounds that hold x.
 
         With the primal and the row multipliers given, w is determined: -(P x + q + A^T y) where
-        that pushes beyond the slack (the rule of ``fairopt.kkt``) or the bounds meet, else zero.
+        that pushes beyond the slack (the rule of ``fairopt.kkt``) by more than rounding could, or
+        the bounds meet, else zero.
         """
         problem = self.problem
         x = self.x.detach().double()
-        w = -gradient(problem, x, self.row_dual)
+        objective, pull = slope(problem, x), problem.rows.transpose_apply(self.row_dual)
+        w = -(objective + pull)
+        size = problem.rows.absolute().transpose_apply(self.row_dual.abs())
+        noise = WEAK * (objective.abs() + size)
         lower, upper = problem.lb.double(), problem.ub.double()
-        push = w if isinstance(problem, LP) else w / problem.diagonal()
-        held = (push > (upper - x).clamp(min=0)) | (-push > (x - lower).clamp(min=0))
+        if isinstance(problem, QP):
+            d = problem.diagonal()
+            push, noise = w / d, noise / d + WEAK * x.abs().amax(-1, keepdim=True)
+        else:
+            push = w
+        held = (push > (upper - x).clamp(min=0) + noise) | (
+            -push > (x - lower).clamp(min=0) + noise
+        )
         return torch.where(held | (lower == upper), w, 0.0)
 
     @cached_property
@@ -146,12 +160,16 @@ class Solution:
         )
 
 
+def slope(problem: Problem, x: Tensor) -> Tensor:
+    """P x + q in float64: ``(B, n)``."""
+    if isinstance(problem, LP):
+        return problem.c.double()
+    return problem.apply_quadratic(x) + problem.q.double()
+
+
 def gradient(problem: Problem, x: Tensor, row_dual: Tensor) -> Tensor:
     """P x + q + A^T y in float64: ``(B, n)``."""
-    out = problem.rows.transpose_apply(row_dual)
-    if isinstance(problem, LP):
-        return out + problem.c.double()
-    return out + problem.apply_quadratic(x) + problem.q.double()
+    return slope(problem, x) + problem.rows.transpose_apply(row_dual)
 
 
 def row_excess(rows: Rows, l: Tensor, u: Tensor, x: Tensor) -> Tensor:

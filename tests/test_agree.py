@@ -402,7 +402,7 @@ def parity_agrees(parity: Parity, g: Tensor) -> dict[str, Tensor] | None:
         return None
     asked = leaves(parity)
     inputs = asked.inputs
-    if clipped_out(problem, solve(problem, backend=backends[0]).x):
+    if False:
         inputs = {k: v for k, v in inputs.items() if k in ("scores", "targets")}
     return inputs_agree(lambda name: solve(asked.problem(), backend=name).x, inputs, g, backends)
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 import fairopt
 from fairopt import backends
-from fairopt.cli import _Progress, main
-from fairopt.demo import area_under_curve, group_gaps
+from fairopt.cli import _DEMO_NOTIONS, _Progress, main
+from fairopt.demo.notions import NOTIONS, group_gaps
+from fairopt.demo.training import area_under_curve
 
 QUICK = ["demo", "--epochs", "4", "--limit", "4000", "--batch-size", "250", "--repeats", "1"]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -86,7 +87,7 @@ def test_demo_goes_on_without_matplotlib(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr("fairopt.demo.SWEEP", ())
+    monkeypatch.setattr("fairopt.demo.run.SWEEP", ())
     assert main([*QUICK, "--tolerance", "0.1", "--output", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "pip install 'fairopt[demo]'" in text
@@ -99,6 +100,11 @@ def test_demo_goes_on_without_matplotlib(
     [
         (["--tolerance", "-0.1"], "tolerance"),
         (["--backend", "abacus"], "'abacus'"),
+        (["--notions", "parity"], "notions: expected one or more of demographic-parity"),
+        (["--notions", "impact-ratio,impact-ratio"], "each once, got impact-ratio, impact-ratio"),
+        (["--notions", "impact-ratio", "--tolerance", "2"], "threshold"),
+        (["--attributes", "age"], "attributes: expected one or more of sex, race"),
+        (["--attributes", ","], "got none"),
     ],
 )
 def test_demo_errors_are_one_line(
@@ -177,12 +183,42 @@ def test_area_under_curve_counts_pairs(samples: list[tuple[int, bool]]) -> None:
 
 
 def test_gaps_are_those_of_the_groups_present() -> None:
-    predictions = torch.tensor([0.1, 0.3, 0.9, 0.5])
-    gaps = group_gaps(
-        predictions,
-        {"two": torch.tensor([0, 0, 3, 3]), "one": torch.tensor([2, 2, 2, 2])},
-    )
-    assert gaps == {"two": pytest.approx(0.5), "one": 0.0}
+    predictions, targets = torch.tensor([0.1, 0.3, 0.9, 0.5]), torch.tensor([0.0, 1.0, 0.0, 1.0])
+    groups = {"two": torch.tensor([0, 0, 3, 3]), "one": torch.tensor([2, 2, 2, 2])}
+    expected = {  # of group 0 and of group 3
+        "demographic-parity": 0.7 - 0.2,
+        "equal-opportunity": 0.5 - 0.3,
+        "predictive-equality": 0.9 - 0.1,
+        "equalized-odds": 0.9 - 0.1,
+        "error-parity": (0.9 + 0.5) / 2 - (0.1 + 0.7) / 2,
+        "mean-residual": (-0.1 + 0.7) / 2 - (-0.9 + 0.5) / 2,
+        "impact-ratio": 1 - 0.2 / 0.7,
+    }
+    for notion in _DEMO_NOTIONS:
+        gaps = group_gaps(predictions, targets, groups, [notion], ["two", "one"])
+        assert gaps == {"two": pytest.approx(expected[notion], abs=1e-7), "one": 0.0}, notion
+    assert tuple(NOTIONS) == _DEMO_NOTIONS
+    both = group_gaps(predictions, targets, groups, ["equal-opportunity", "error-parity"], ["two"])
+    assert both["two"] == pytest.approx(0.3, abs=1e-7)
+
+
+@pytest.mark.parametrize("notion", _DEMO_NOTIONS)
+def test_demo_holds_any_notion(
+    notion: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fairopt.demo.run.SWEEP", ())
+    chosen = ["--notions", notion, "--attributes", "sex", "--tolerance", "0.02", "--epochs", "2"]
+    file = tmp_path / "demo.json"
+    assert main([*QUICK, *chosen, "--output", str(tmp_path), "--json", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert notion.replace("-", " ").capitalize() + " on sex" in text
+    assert "gap: race" not in text
+    assert max(len(line) for line in text.splitlines() if "/" not in line) <= 120
+    plain, post_hoc, layer = json.loads(file.read_text())["models"]
+    assert post_hoc["worst_excess"] <= 1e-6
+    assert layer["worst_excess"] <= 1e-6
+    if notion not in ("error-parity", "mean-residual"):  # these the network may hold by itself
+        assert plain["worst_excess"] > 0.0
 
 
 # ---------------------------------------------------------------- doctor

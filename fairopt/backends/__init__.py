@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from fairopt.backends._entry import Entry as Entry
@@ -170,7 +171,8 @@ def get(name: str, **options: Any) -> Backend:
         raise
     except Exception as error:
         if options:
-            raise ProblemError(f"backend {name!r}: {error}") from error
+            known = ", ".join(map(repr, signature(kind).parameters)) or "none"
+            raise ProblemError(f"backend {name!r}: {error}; its options: {known}") from error
         raise BackendNotFoundError(
             f"backend {name!r} cannot be made with its defaults: {type(error).__name__}: {error}; "
             f"{entry.remedy}"

@@ -42,13 +42,16 @@ from numba import types
 from numba.extending import overload
 
 from fairopt.compiled import compiled
-from fairopt.solution import TINY
+from fairopt.solution import TINY, WEAK
 
 __all__ = [
     "CONTINUE",
     "CONVERGED",
+    "DONE",
     "INFEASIBLE",
     "NOT_FINITE",
+    "OPEN",
+    "SEVERAL",
     "STALLED",
     "adjoint",
     "adjoint_sums",
@@ -57,12 +60,15 @@ __all__ = [
     "at",
     "cell_limits",
     "count",
+    "drop_weak",
     "evaluate",
     "excess",
+    "is_open",
     "new_state",
     "pair_evaluate",
     "pair_limits",
     "pair_write",
+    "reach_of",
     "scatter",
     "solve",
     "sum_rounding",
@@ -71,6 +77,7 @@ __all__ = [
 ]
 
 CONTINUE, CONVERGED, STALLED, INFEASIBLE, NOT_FINITE = 0, 1, 2, 3, 4
+DONE, SEVERAL, OPEN = 0, 1, 2  # what ``adjoint`` found
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -357,18 +364,20 @@ def write(q, inverse, w, lb, ub, cell, t_hi, t_lo, first, last, x):  # type: ign
 
 
 @compiled()
-def is_free(q, inverse, w, lb, ub, t_hi, t_lo):  # type: ignore[no-untyped-def]
+def is_free(q, inverse, w, lb, ub, t_hi, t_lo, reach):  # type: ignore[no-untyped-def]
     """Whether neither bound holds the sample: the activity rule of fairopt.kkt.
 
     v is the very number that the forward clipped. Beyond a bound it exceeds it by w/P of that
-    bound's multiplier; at a bound exactly, the multiplier is zero and the bound counts as inactive.
+    bound's multiplier; at a bound, but for rounding, the multiplier is zero and the bound counts as
+    inactive. The terms of the largest tilt have the size ``reach``.
     """
     v = unclipped(q, inverse, w, t_hi, t_lo)
-    return (lb < ub) & (v >= lb) & (v <= ub)
+    noise = WEAK * inverse * (abs(q) + abs(w) * reach)
+    return (lb < ub) & (v >= lb - noise) & (v <= ub + noise)
 
 
 @compiled(fastmath={"reassoc", "nsz"})
-def adjoint_sums(q, inverse, w, lb, ub, cell, t_hi, t_lo, g, first, last, s, h):  # type: ignore[no-untyped-def]
+def adjoint_sums(q, inverse, w, lb, ub, cell, t_hi, t_lo, reach, g, first, last, s, h):  # type: ignore[no-untyped-def]
     """Per cell, over the free samples: s = sum of w g / P and h = sum of w^2 / P."""
     q, cell, g = q[first:last], cell[first:last], g[first:last]
     inverse, w = part(inverse, first, last), part(w, first, last)
@@ -378,7 +387,7 @@ def adjoint_sums(q, inverse, w, lb, ub, cell, t_hi, t_lo, g, first, last, s, h):
         table = np.zeros((4, K, 2))
         for i in range(cell.shape[0]):
             k, wi, p = cell[i], at(w, i), at(inverse, i)
-            free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t_hi[k], t_lo[k])
+            free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t_hi[k], t_lo[k], reach)
             step = wi * p if free else 0.0
             table[i & 3, k, 0] += step * g[i]
             table[i & 3, k, 1] += step * wi
@@ -391,7 +400,7 @@ def adjoint_sums(q, inverse, w, lb, ub, cell, t_hi, t_lo, g, first, last, s, h):
     for i in range(cell.shape[0]):
         wi, p, zero = at(w, i), at(inverse, i), cell[i] == 0
         hi, lo = hi0 if zero else hi1, lo0 if zero else lo1
-        free = is_free(q[i], p, wi, at(lb, i), at(ub, i), hi, lo)
+        free = is_free(q[i], p, wi, at(lb, i), at(ub, i), hi, lo, reach)
         step = wi * p if free else 0.0
         a, b = step * g[i], step * wi
         s0 += a if zero else 0.0
@@ -404,7 +413,7 @@ def adjoint_sums(q, inverse, w, lb, ub, cell, t_hi, t_lo, g, first, last, s, h):
 
 
 @compiled()
-def adjoint_write(q, inverse, w, lb, ub, cell, t_hi, t_lo, g, shift, first, last, v):  # type: ignore[no-untyped-def]
+def adjoint_write(q, inverse, w, lb, ub, cell, t_hi, t_lo, reach, g, shift, first, last, v):  # type: ignore[no-untyped-def]
     """v = -(g + w shift) / P on the free samples, 0 on the others."""
     q, cell, g, v = q[first:last], cell[first:last], g[first:last], v[first:last]
     inverse, w = part(inverse, first, last), part(w, first, last)
@@ -413,7 +422,7 @@ def adjoint_write(q, inverse, w, lb, ub, cell, t_hi, t_lo, g, shift, first, last
     if K > 2:
         for i in range(cell.shape[0]):
             k, wi, p = cell[i], at(w, i), at(inverse, i)
-            free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t_hi[k], t_lo[k])
+            free = is_free(q[i], p, wi, at(lb, i), at(ub, i), t_hi[k], t_lo[k], reach)
             v[i] = -(g[i] + wi * shift[k]) * p if free else 0.0
         return
     hi0, hi1, lo0, lo1 = t_hi[0], t_hi[K - 1], t_lo[0], t_lo[K - 1]
@@ -421,8 +430,56 @@ def adjoint_write(q, inverse, w, lb, ub, cell, t_hi, t_lo, g, shift, first, last
     for i in range(cell.shape[0]):
         wi, p, zero = at(w, i), at(inverse, i), cell[i] == 0
         hi, lo = hi0 if zero else hi1, lo0 if zero else lo1
-        free = is_free(q[i], p, wi, at(lb, i), at(ub, i), hi, lo)
+        free = is_free(q[i], p, wi, at(lb, i), at(ub, i), hi, lo, reach)
         v[i] = -(g[i] + wi * (shift0 if zero else shift1)) * p if free else 0.0
+
+
+@compiled()
+def reach_of(C, y):  # type: ignore[no-untyped-def]
+    """Size of the terms of the largest tilt, max_k (|C|^T |y|)_k."""
+    largest = 0.0
+    for k in range(C.shape[1]):
+        reach = 0.0
+        for r in range(C.shape[0]):
+            reach += abs(C[r, k] * y[r])
+        largest = max(largest, reach)
+    return largest
+
+
+@compiled()
+def is_open(C, tight, q, inverse, w, lb, ub, cell, t_hi, t_lo, reach):  # type: ignore[no-untyped-def]
+    """Whether other multipliers could hold samples that sit at a bound without one.
+
+    So it may be where a cell of a tight row has no sample strictly inside its bounds
+    (``fairopt.clipped``). One look at a few samples in the usual case.
+    """
+    m, K = C.shape
+    state = np.zeros(K, np.uint8)  # 1: no sample strictly inside yet; 2: one without multiplier
+    unseen = 0
+    for k in range(K):
+        for r in range(m):
+            if tight[r] and C[r, k] != 0.0:
+                state[k] = 1
+        unseen += state[k]
+    for i in range(cell.shape[0]):
+        if unseen == 0:
+            return False
+        k = cell[i]
+        lo, up = at(lb, i), at(ub, i)
+        if state[k] == 0 or lo == up:
+            continue
+        p, wi = at(inverse, i), at(w, i)
+        v = unclipped(q[i], p, wi, t_hi[k], t_lo[k])
+        noise = WEAK * p * (abs(q[i]) + abs(wi) * reach)
+        if lo + noise < v < up - noise:
+            state[k] = 0
+            unseen -= 1
+        elif is_free(q[i], p, wi, lo, up, t_hi[k], t_lo[k], reach):
+            state[k] = 2
+    found = False
+    for k in range(K):
+        found = found or state[k] == 2
+    return found
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1002,8 +1059,28 @@ def solve_one(C, l, u, q, inverse, w, lb, ub, cell, grouped, single, precision, 
         if single:
             evaluate(qs, ps, ws, los, ups, start, T[0], T[1], 0, n, True, s, h, size)
     y = Y[2] if status == INFEASIBLE else Y[0]
+    if status == CONVERGED:
+        drop_weak(C, l, u, mass, s, size, H, y)
     tight_sides(C, l, u, mass, s, size, precision, tight)
     return status, counts[EVALUATIONS], y, T[0], T[1], excess(C, l, u, mass, s, size)
+
+
+@compiled()
+def drop_weak(C, l, u, mass, s, size, H, y):  # type: ignore[no-untyped-def]
+    """Zero the multipliers that move their row by no more than rounding: weakly active rows.
+
+    The rule of fairopt.refine.
+    """
+    largest = largest_mean(size, mass)
+    for r in range(C.shape[0]):
+        if y[r] == 0.0 or l[r] == u[r]:
+            continue
+        scale = pull = 0.0
+        for k in range(C.shape[1]):
+            scale += abs(C[r, k]) * mass[k] * largest
+            pull += C[r, k] * C[r, k] * H[k]
+        if abs(y[r]) * pull <= WEAK * (scale + abs(u[r] if y[r] > 0.0 else l[r])):
+            y[r] = 0.0
 
 
 @compiled()
@@ -1077,28 +1154,41 @@ def solve(
 
 
 @compiled()
-def adjoint(C, l, u, y, q, inverse, w, lb, ub, cell, T, g, first, last, v, nu):  # type: ignore[no-untyped-def]
-    """v and nu of fairopt.kkt for problems with at most one active row; False if one has more.
+def adjoint(C, l, u, y, tight, q, inverse, w, lb, ub, cell, T, g, first, last, v, nu):  # type: ignore[no-untyped-def]
+    """v and nu of fairopt.kkt for problems with at most one active row: the least-squares problem
+    for nu is then one division.
 
-    The least-squares problem for nu is then one division.
+    Returns DONE; SEVERAL if a problem has more active rows; OPEN if one ``is_open``.
     """
     m, K = C.shape[1], C.shape[2]
     n = q.shape[1]
     s, h, shift = np.empty(K), np.empty(K), np.empty(K)
+    which = np.empty(m, np.bool_)
+    outcome = DONE
     for b in range(first, last):
         active = 0
         row = 0
+        near = False
         for r in range(m):
             nu[b, r] = 0.0
-            if y[b, r] != 0.0 or l[b, r] == u[b, r]:
+            which[r] = y[b, r] != 0.0 or l[b, r] == u[b, r]
+            if which[r]:
                 active += 1
                 row = r
-        if active > 1:
-            return False
+            which[r] = which[r] or tight[b, r] != 0
+            near = near or which[r]
         qb, pb, wb, lo, up = q[b], at(inverse, b), at(w, b), at(lb, b), at(ub, b)
+        reach = reach_of(C[b], y[b])
+        hi, low = T[0, b], T[1, b]
+        if near and is_open(C[b], which, qb, pb, wb, lo, up, cell[b], hi, low, reach):
+            return OPEN
+        if active > 1:
+            outcome = SEVERAL
+        if outcome == SEVERAL:
+            continue
         shift[:] = 0.0
         if active == 1:
-            adjoint_sums(qb, pb, wb, lo, up, cell[b], T[0, b], T[1, b], g[b], 0, n, s, h)
+            adjoint_sums(qb, pb, wb, lo, up, cell[b], hi, low, reach, g[b], 0, n, s, h)
             above = below = 0.0
             for k in range(K):
                 above += C[b, row, k] * s[k]
@@ -1107,5 +1197,5 @@ def adjoint(C, l, u, y, q, inverse, w, lb, ub, cell, T, g, first, last, v, nu): 
                 nu[b, row] = -above / below
                 for k in range(K):
                     shift[k] = C[b, row, k] * nu[b, row]
-        adjoint_write(qb, pb, wb, lo, up, cell[b], T[0, b], T[1, b], g[b], shift, 0, n, v[b])
-    return True
+        adjoint_write(qb, pb, wb, lo, up, cell[b], hi, low, reach, g[b], shift, 0, n, v[b])
+    return outcome

@@ -145,11 +145,25 @@ class Numba(Backend):
         step, v = empty(g.shape, fixed.dtype)
         nu = np.empty_like(y)
         workers = self.workers(batch, n)
-        if workers == 1 and kernels.adjoint(
-            fixed.C, fixed.l, fixed.u, y, data.q, *fixed.scalars_or_arrays, data.cell, T, g,
-            0, batch, v, nu,
-        ):  # fmt: skip
-            return Adjoint(step, torch.from_numpy(nu))
+        if workers == 1:
+            outcome = kernels.adjoint(
+                fixed.C, fixed.l, fixed.u, y, tight, data.q, *fixed.scalars_or_arrays, data.cell,
+                T, g, 0, batch, v, nu,
+            )  # fmt: skip
+            if outcome == kernels.DONE:
+                return Adjoint(step, torch.from_numpy(nu))
+            open_ = outcome == kernels.OPEN
+        reach = [kernels.reach_of(fixed.C[b], y[b]) for b in range(batch)]
+        if workers > 1:
+            open_ = any(
+                kernels.is_open(
+                    fixed.C[b], (y[b] != 0) | (fixed.l[b] == fixed.u[b]) | (tight[b] != 0),
+                    data.q[b], *data.of(b), data.cell[b], T[0, b], T[1, b], reach[b],
+                )
+                for b in range(batch)
+            )  # fmt: skip
+        if open_:
+            return super().vjp(problem, solution, grad_x)
 
         cut = [n * i // workers for i in range(workers + 1)]
         sums = np.empty((2, workers, batch, fixed.C.shape[2]))
@@ -157,7 +171,7 @@ class Numba(Backend):
         def accumulate(c: int) -> None:
             for b in range(batch):
                 kernels.adjoint_sums(
-                    data.q[b], *data.of(b), data.cell[b], T[0, b], T[1, b], g[b],
+                    data.q[b], *data.of(b), data.cell[b], T[0, b], T[1, b], reach[b], g[b],
                     cut[c], cut[c + 1], sums[0, c, b], sums[1, c, b],
                 )  # fmt: skip
 
@@ -177,8 +191,8 @@ class Numba(Backend):
         def spread(c: int) -> None:
             for b in range(batch):
                 kernels.adjoint_write(
-                    data.q[b], *data.of(b), data.cell[b], T[0, b], T[1, b], g[b], shift[b],
-                    cut[c], cut[c + 1], v[b],
+                    data.q[b], *data.of(b), data.cell[b], T[0, b], T[1, b], reach[b], g[b],
+                    shift[b], cut[c], cut[c + 1], v[b],
                 )  # fmt: skip
 
         each(workers, spread)
@@ -268,5 +282,7 @@ def solve_parallel(
     tilts[:] = T[:2]
     each(workers, write)
     s, _, size = parts[:3].sum(1)
+    if status == kernels.CONVERGED:
+        kernels.drop_weak(C, l, u, mass, s, size, H, y)
     kernels.tight_sides(C, l, u, mass, s, size, precision, tight)
     return status, int(counts[kernels.EVALUATIONS]), kernels.excess(C, l, u, mass, s, size)

@@ -1,0 +1,162 @@
+"""The notions that the demo offers, each with its gap as an auditor would compute it.
+
+The gaps are deliberately apart from the code that builds and solves the projection: means by group,
+from predictions, codes and targets alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from fairopt.constraints import (
+    Constraint,
+    DemographicParity,
+    EqualizedOdds,
+    EqualOpportunity,
+    ErrorParity,
+    ImpactRatio,
+    MeanResidual,
+    PredictiveEquality,
+)
+from fairopt.errors import ProblemError
+
+__all__ = ["NOTIONS", "Offered", "check_choice", "constraints", "group_gaps"]
+
+
+Gap: TypeAlias = Callable[[Tensor, Tensor, Tensor], float]
+
+
+@dataclass(frozen=True)
+class Offered:
+    """One notion.
+
+    Attributes:
+        make: the constraint of a tolerance and an attribute.
+        words: what it says, with a place for the tolerance.
+        needs_targets: whether it speaks of outcomes.
+        gap: of predictions, targets and group codes, all ``(n,)``; the notion holds if the gap is
+            at most the tolerance.
+    """
+
+    make: Callable[[float, str], Constraint]
+    words: str
+    needs_targets: bool
+    gap: Gap
+
+
+def group_means(values: Tensor, mass: Tensor, codes: Tensor) -> Tensor:
+    """The mean of each group that has any mass, each sample counting by its mass."""
+    total = codes.bincount(weights=mass)
+    return (codes.bincount(weights=mass * values) / total)[total > 0]
+
+
+def spread(values: Tensor, mass: Tensor, codes: Tensor) -> float:
+    """The largest difference between two of these means; 0 where no group has any mass."""
+    means = group_means(values, mass, codes)
+    return float(means.max() - means.min()) if len(means) else 0.0
+
+
+def shortfall(x: Tensor, y: Tensor, codes: Tensor) -> float:
+    """How far the lowest mean is below the highest, as a share of it."""
+    means = group_means(x, torch.ones_like(x), codes)
+    return 1.0 - float(means.min() / means.max())
+
+
+def positives(x: Tensor, y: Tensor, codes: Tensor) -> float:
+    return spread(x, y, codes)
+
+
+def negatives(x: Tensor, y: Tensor, codes: Tensor) -> float:
+    return spread(x, 1 - y, codes)
+
+
+def everyone(value: Callable[[Tensor, Tensor], Tensor]) -> Gap:
+    return lambda x, y, codes: spread(value(x, y), torch.ones_like(x), codes)
+
+
+NOTIONS: Mapping[str, Offered] = {
+    "demographic-parity": Offered(
+        DemographicParity,
+        "mean predictions of any two groups differ by at most {:g}",
+        False,
+        everyone(lambda x, y: x),
+    ),
+    "equal-opportunity": Offered(
+        EqualOpportunity,
+        "among those who earn more, mean predictions of any two groups differ by at most {:g}",
+        True,
+        positives,
+    ),
+    "predictive-equality": Offered(
+        PredictiveEquality,
+        "among those who earn less, mean predictions of any two groups differ by at most {:g}",
+        True,
+        negatives,
+    ),
+    "equalized-odds": Offered(
+        EqualizedOdds,
+        "among those who earn more, and among those who earn less, mean predictions of any two "
+        "groups differ by at most {:g}",
+        True,
+        lambda x, y, codes: max(positives(x, y, codes), negatives(x, y, codes)),
+    ),
+    "error-parity": Offered(
+        ErrorParity,
+        "expected errors of any two groups differ by at most {:g}",
+        True,
+        everyone(lambda x, y: y * (1 - x) + (1 - y) * x),
+    ),
+    "mean-residual": Offered(
+        MeanResidual,
+        "mean residuals of any two groups differ by at most {:g}",
+        True,
+        everyone(lambda x, y: y - x),
+    ),
+    "impact-ratio": Offered(
+        lambda tolerance, on: ImpactRatio(1 - tolerance, on),
+        "the lowest mean prediction of a group is at most a share of {:g} below the highest",
+        False,
+        shortfall,
+    ),
+}
+
+
+def check_choice(what: str, chosen: Sequence[str], offered: Sequence[str]) -> None:
+    """Raise unless these are different names among those offered, at least one."""
+    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(offered):
+        raise ProblemError(
+            f"{what}: expected one or more of {', '.join(offered)}, each once, got "
+            f"{', '.join(chosen) or 'none'}"
+        )
+
+
+def constraints(
+    notions: Sequence[str], attributes: Sequence[str], tolerance: float
+) -> list[Constraint]:
+    """Every notion on every attribute."""
+    return [NOTIONS[notion].make(tolerance, on) for notion in notions for on in attributes]
+
+
+def group_gaps(
+    predictions: Tensor,
+    targets: Tensor,
+    groups: Mapping[str, Tensor],
+    notions: Sequence[str],
+    attributes: Sequence[str],
+) -> dict[str, float]:
+    """Per attribute, the largest gap of these notions, in float64.
+
+    Args:
+        predictions, targets: ``(n,)``; targets are 0 and 1, or chances of 1.
+        groups: attribute name to codes, ``(n,)``.
+    """
+    x, y = predictions.detach().double(), targets.detach().double()
+    return {
+        name: max(NOTIONS[notion].gap(x, y, groups[name]) for notion in notions)
+        for name in attributes
+    }

@@ -1,0 +1,142 @@
+"""The two plots of the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fairopt.demo.report import Quality, Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["plot"]
+
+# From the palette of Okabe and Ito, whose colours stay apart for colour-blind readers; markers and
+# dashes say the same again without colour.
+_STYLES: dict[str, dict[str, Any]] = {
+    "unconstrained": {"color": "#000000", "marker": "s", "linestyle": "-", "markersize": 4},
+    # Open and larger: where both models sit on the tolerance, its markers still show.
+    "post-hoc projection": {
+        "color": "#E69F00",
+        "marker": "^",
+        "linestyle": "--",
+        "markersize": 9,
+        "markerfacecolor": "none",
+    },
+    "fairness layer": {"color": "#0072B2", "marker": "o", "linestyle": "-", "markersize": 4},
+}
+_BEFORE_LAYER: dict[str, Any] = {"color": "#56B4E9", "marker": "", "linestyle": ":"}
+_LIMIT: dict[str, Any] = {
+    "color": "#D55E00",
+    "linewidth": 1.2,
+    "linestyle": (0, (6, 3)),
+    "zorder": 1,
+}
+
+
+def plot(report: Report, folder: Path) -> tuple[Path, Path]:
+    """Save both plots as PNG files into ``folder`` and return their paths.
+
+    Raises:
+        ImportError: matplotlib is not installed; ``pip install 'fairopt[demo]'`` brings it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "training.png", folder / "tolerance.png"
+    _plot_training(report).savefig(paths[0], dpi=150)
+    _plot_tolerance(report).savefig(paths[1], dpi=150)
+    return paths
+
+
+def _figure(panels: int, title: str, subtitle: str) -> tuple[Figure, list[Axes]]:
+    # Figure, not pyplot: no window, no global state, and any thread may draw.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4 * panels, 4.3), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+        ax.set_axisbelow(True)
+    figure.supxlabel(subtitle, fontsize=9, color="#444444", x=0.01, ha="left")
+    return figure, axes
+
+
+def _plot_training(report: Report) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
+    tolerance = report.settings.tolerance
+    attributes = list(report.models[0].final.raw.gap)
+    figure, axes = _figure(
+        1 + len(attributes),
+        "Test set after each epoch",
+        f"gap: the largest between two groups ({', '.join(report.settings.notions)}"
+        f"{'; true labels' if report.settings.needs_targets else ''}).\n"
+        f"All {report.rows['test']:,} test predictions are projected in one call.",
+    )
+    epochs = [entry.epoch for entry in report.models[0].history]
+    common: dict[str, Any] = {"linewidth": 1.6}
+    for model in report.models:
+        style = {**common, **_STYLES[model.name], "label": model.name}
+        axes[0].plot(epochs, [entry.fair.log_loss for entry in model.history], **style)
+        for ax, name in zip(axes[1:], attributes, strict=True):
+            ax.plot(epochs, [entry.fair.gap[name] for entry in model.history], **style)
+    for ax, name in zip(axes[1:], attributes, strict=True):
+        before = [entry.raw.gap[name] for entry in report.models[-1].history]
+        ax.plot(epochs, before, **common, **_BEFORE_LAYER, label="its network, before the layer")
+        ax.axhline(tolerance, **_LIMIT, label=f"tolerance {tolerance:g}")
+        ax.set_title(f"gap: {name}", loc="left", fontsize=11)
+        ax.set_ylim(bottom=0.0)
+    axes[0].set_title("log loss (nats)", loc="left", fontsize=11)
+    for ax in axes:
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, labels = axes[1].get_legend_handles_labels()
+    ncols = len(labels) if len(axes) > 2 else 2
+    figure.legend(
+        handles, labels, loc="outside upper right", ncols=ncols, frameon=False, fontsize=9
+    )
+    return figure
+
+
+def _plot_tolerance(report: Report) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
+    count = len(report.unconstrained)
+    figure, axes = _figure(
+        2,
+        "Quality and tolerance",
+        f"The layer's networks are trained at each tolerance for {report.settings.epochs} epochs."
+        + (f" Lines: mean of {count} seeds; shades: their range." if count > 1 else ""),
+    )
+    tolerances = [point.tolerance for point in report.sweep]
+    curves: tuple[tuple[Axes, str, Callable[[Quality], float]], ...] = (
+        (axes[0], "accuracy on the test set", lambda quality: quality.accuracy),
+        (axes[1], "log loss on the test set (nats)", lambda quality: quality.log_loss),
+    )
+    for ax, title, value in curves:
+        ways: dict[str, Sequence[Sequence[Quality]]] = {
+            "unconstrained": [report.unconstrained] * len(tolerances),
+            "post-hoc projection": [point.post_hoc for point in report.sweep],
+            "fairness layer": [point.layer for point in report.sweep],
+        }
+        for name, points in ways.items():
+            style = dict(_STYLES[name], linewidth=1.6, label=name)
+            if name == "unconstrained":
+                style["marker"] = ""
+            values = np.array([[value(quality) for quality in point] for point in points])
+            ax.plot(tolerances, values.mean(axis=1), **style)
+            low, high = values.min(axis=1), values.max(axis=1)
+            ax.fill_between(tolerances, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        ax.axvline(report.settings.tolerance, **_LIMIT, label="tolerance of the table")
+        ax.set_title(title, loc="left", fontsize=11)
+        ax.set_xlabel("tolerance: largest gap allowed between two groups")
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    return figure

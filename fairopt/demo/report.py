@@ -1,0 +1,274 @@
+"""What the demo is asked and what it found: settings, figures, and the table that shows them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fairopt.demo.notions import NOTIONS
+
+__all__ = ["ROUNDING", "Epoch", "Model", "Quality", "Report", "Settings", "SweepPoint"]
+
+WIDTH = 100
+# A row of float32 predictions, recomputed in float64, holds to this: the precision that fairopt
+# promises for float32.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user may choose.
+
+    Attributes:
+        tolerance: the largest gap allowed between two groups.
+        notions: keys of ``fairopt.demo.notions.NOTIONS``; all hold at once.
+        attributes: on which they hold, of those in the data.
+        backend: name of the backend that solves the projections.
+        epochs: passes over the training rows, for every model.
+        batch_size: samples per training batch; each batch keeps the group proportions.
+        seed: decides the network's first weights and the batches.
+        limit: if given, only so many training and test rows, drawn in proportion.
+        repeats: networks per point of the tolerance plot, with consecutive seeds.
+        threads: threads of torch while the demo runs. For so small a network a second one gains a
+            fifth on an idle machine, and where cores are shared it can cost a hundredfold, as
+            each operation waits for it.
+    """
+
+    tolerance: float = 0.05
+    notions: Sequence[str] = ("demographic-parity",)
+    attributes: Sequence[str] = ("sex", "race")
+    backend: str = "numba"
+    epochs: int = 12
+    batch_size: int = 1024
+    seed: int = 0
+    limit: int | None = None
+    repeats: int = 3
+    threads: int = 1
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether a chosen notion speaks of outcomes."""
+        return any(NOTIONS[notion].needs_targets for notion in self.notions)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good and how even predictions on the test rows are.
+
+    Attributes:
+        accuracy: share of the rows on the right side of one half.
+        auc: area under the ROC curve, a tie counting one half.
+        log_loss: mean negative log likelihood, in nats.
+        gap: attribute name to the largest gap of the chosen notions, with the true labels.
+    """
+
+    accuracy: float
+    auc: float
+    log_loss: float
+    gap: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The test rows after one epoch: as the network predicts, and as the model answers."""
+
+    epoch: int
+    raw: Quality
+    fair: Quality
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row of the table.
+
+    Attributes:
+        name: of the model.
+        projected: whether its answers pass through a projection.
+        history: one entry per epoch; the last one is the trained model.
+        excess_on_test: largest amount by which a constraint is exceeded on the test rows, all
+            projected in one call; negative if all are slack.
+        excess_in_training: the same over every training batch; None if training has no constraints.
+        batches_checked: number of training batches that ``excess_in_training`` covers.
+        batches_missing_a_group: in how many of them a group was absent, hence unconstrained.
+        seconds_per_epoch: median over epochs; without tests and checks.
+        layer_share: the layer's part, forward and backward, of a training step (forward, loss,
+            backward, update).
+        projection_seconds: for the projection of all test rows in one call.
+    """
+
+    name: str
+    projected: bool
+    history: Sequence[Epoch]
+    excess_on_test: float
+    excess_in_training: float | None
+    batches_checked: int
+    batches_missing_a_group: int
+    seconds_per_epoch: float
+    layer_share: float | None
+    projection_seconds: float | None
+
+    @property
+    def final(self) -> Epoch:
+        """The trained model."""
+        return self.history[-1]
+
+    @property
+    def worst_excess(self) -> float:
+        """Over the test rows and, where training is constrained, every training batch."""
+        if self.excess_in_training is None:
+            return self.excess_on_test
+        return max(self.excess_on_test, self.excess_in_training)
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """Both fair ways at one tolerance, one entry per seed."""
+
+    tolerance: float
+    post_hoc: Sequence[Quality]
+    layer: Sequence[Quality]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All figures of one run. ``str(report)`` is the table with its explanations.
+
+    Attributes:
+        settings: what was run.
+        environment: versions and threads.
+        rows: number of rows per split.
+        constraints: the readable name of each constraint.
+        models: the rows of the table.
+        unconstrained: the unconstrained networks that ``sweep`` compares with, one per seed.
+        sweep: the tolerance plot.
+        warm_up_seconds: until the backend answered its first call; compilation is in it.
+        seconds: all of it, without drawing.
+    """
+
+    settings: Settings
+    environment: Mapping[str, str | int]
+    rows: Mapping[str, int]
+    constraints: Sequence[str]
+    models: Sequence[Model]
+    unconstrained: Sequence[Quality]
+    sweep: Sequence[SweepPoint]
+    warm_up_seconds: float
+    seconds: float
+
+    @property
+    def within_tolerance(self) -> bool:
+        """Whether both fair models hold every constraint wherever it was measured."""
+        return all(model.worst_excess <= ROUNDING for model in self.models if model.projected)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers, ready for JSON."""
+        figures = asdict(self)
+        for row, model in zip(figures["models"], self.models, strict=True):
+            row["worst_excess"] = model.worst_excess
+        return figures
+
+    def __str__(self) -> str:
+        return _table(self)
+
+
+def _table(report: Report) -> str:
+    tolerance = report.settings.tolerance
+    attributes = list(report.models[0].final.raw.gap)
+    lines = [
+        f"Income above 50,000 dollars (UCI Adult): {report.rows['train']:,} people to train on, "
+        f"{report.rows['test']:,} to test on.",
+        *(
+            line
+            for notion in report.settings.notions
+            for line in textwrap.wrap(
+                f"{notion.replace('-', ' ').capitalize()} on {' and on '.join(attributes)}: "
+                f"{NOTIONS[notion].words.format(tolerance)}.",
+                WIDTH,
+            )
+        ),
+        "",
+    ]
+    gap_heads = "".join(f"   {'gap: ' + name:^13}" for name in attributes)
+    gap_columns = "   " + "   ".join(f"{'raw':>6} {'fair':>6}" for _ in attributes)
+    lines.append(f"{'':19} {'':>8} {'':>6} {'':>8}{gap_heads}   {'worst':>8}   {'training':>7}")
+    lines.append(
+        f"{'model':19} {'accuracy':>8} {'AUC':>6} {'log loss':>8}{gap_columns}   "
+        f"{'excess':>8}   {'s/epoch':>7}  {'layer':>5}"
+    )
+    lines.append("-" * len(lines[-1]))
+    for model in report.models:
+        quality = model.final.fair
+        gaps = "".join(
+            f"   {model.final.raw.gap[name]:6.3f} "
+            + (f"{quality.gap[name]:6.3f}" if model.projected else f"{'-':>6}")
+            for name in attributes
+        )
+        share = "-" if model.layer_share is None else f"{model.layer_share:.0%}"
+        lines.append(
+            f"{model.name:19} {quality.accuracy:8.4f} {quality.auc:6.4f} {quality.log_loss:8.4f}"
+            f"{gaps}   {model.worst_excess:8.1e}   {model.seconds_per_epoch:7.2f}  {share:>5}"
+        )
+    lines += ["", *_explanations(report), "", *_verdict(report)]
+    return "\n".join(lines)
+
+
+def _explanations(report: Report) -> list[str]:
+    layer = report.models[-1]
+    gap = "the largest between two groups on the test rows"
+    after, checked = "after the projection", "on the test rows"
+    if tuple(report.settings.notions) == ("demographic-parity",):
+        gap = "largest difference between mean predictions of two groups on the test rows"
+    if report.settings.needs_targets:
+        gap += ", with their true labels"
+        after += ", which cannot know these labels"
+        checked += " (with the network's chances for their labels)"
+    entries = {
+        "accuracy, AUC, log loss": "  of the model's answers for all test rows",
+        "gap": f"{gap}: raw = as the network says it, fair = {after}",
+        "excess": "the most by which any constraint is broken (negative: none is even reached), "
+        f"{checked} and, for the fairness layer, in each of its {layer.batches_checked:,} "
+        "training batches",
+        "s/epoch": "seconds per pass over the training rows; layer = the part of a training step "
+        "that the fairness layer takes, forward and backward",
+    }
+    lines: list[str] = []
+    for term, meaning in entries.items():
+        lines += textwrap.wrap(f"{term:10} {meaning}", WIDTH, subsequent_indent=" " * 11)
+    return lines
+
+
+def _verdict(report: Report) -> list[str]:
+    layer, tolerance = report.models[-1], report.settings.tolerance
+    if layer.worst_excess <= ROUNDING:
+        lines = [
+            f"The fairness layer is within its tolerance of {tolerance:g} on every one of its "
+            f"{len(report.constraints)} constraints, in every",
+            f"training batch and on the whole test set (worst excess {layer.worst_excess:.1e}; "
+            f"rounding of float32 allows {ROUNDING:.0e}).",
+        ]
+    else:
+        lines = [
+            f"The fairness layer is NOT within its tolerance of {tolerance:g}: some constraint is "
+            f"exceeded by {layer.worst_excess:.1e},",
+            f"more than the {ROUNDING:.0e} that rounding of float32 explains. Please report this.",
+        ]
+    if layer.batches_missing_a_group:
+        lines.append(
+            f"In {layer.batches_missing_a_group} of {layer.batches_checked} batches a group was "
+            "absent, and its constraints did not apply; larger batches avoid it."
+        )
+    post_hoc = report.models[-2].final.fair
+    loss = layer.final.fair.log_loss - post_hoc.log_loss
+    accuracy = layer.final.fair.accuracy - post_hoc.accuracy
+    lines.append(
+        f"Against post-hoc projection, training through the layer changed the log loss, which it "
+        f"minimises, by {loss:+.4f},\nand the accuracy, which it does not, by {accuracy:+.4f}."
+    )
+    if layer.projection_seconds is not None:
+        lines.append(
+            f"Projecting all {report.rows['test']:,} test predictions in one call took "
+            f"{layer.projection_seconds * 1e3:.1f} ms."
+        )
+    return lines
