@@ -15,8 +15,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from fairopt.classes import Classes
 from fairopt.errors import ProblemError
+from fairopt.row_classes import Classes
 from fairopt.tracing import Terms, Trace
 
 __all__ = ["Written", "write"]

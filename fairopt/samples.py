@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairopt.assembly import MissingGroup, Written, write
-from fairopt.classes import classes
 from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
 from fairopt.functionals import OUTCOME, TARGET, Axis, Key, attribute_axis
 from fairopt.partitions import PartitionedRows, Partitions
 from fairopt.problem import CellRows, DenseRows, Rows, all_finite, shape_of, to_batch, trusted
+from fairopt.row_classes import classes
 from fairopt.tracing import MOST_CELLS, Plan, Trace, indicators, plan, trace
 
 __all__ = [
