@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fairopt.block_rows import BlockRows
 from fairopt.problem import QP, CellRows, DenseRows, Problem, Rows, SparseRows, row_name, trusted
 
 __all__ = ["names", "natural_sizes", "pick", "place", "row_word"]
@@ -55,6 +56,8 @@ def place(problem: Problem, name: str, index: tuple[int, ...]) -> str:
         words[0] = row_word(problem, index[0])
     elif name == "rows.coefficient" and isinstance(rows, CellRows):
         words = [row_word(problem, index[0]), f"cell {index[1]}"]
+    elif name == "rows.coefficient" and isinstance(rows, BlockRows):
+        words = [row_word(problem, index[0]), f"cell {index[1]}", f"place {index[2]}"]
     return f"{name}[{', '.join(words)}]" if words else name
 
 
@@ -109,9 +112,9 @@ def magnitudes(rows: Rows) -> Rows:
 def pick(problem: QP, index: Tensor) -> QP:
     """Only those problems of the batch, whose numbers are in ``index``, int64."""
     rows = problem.rows
-    if isinstance(rows, CellRows):
+    if isinstance(rows, (CellRows, BlockRows)):
         chosen: Rows = trusted(
-            CellRows,
+            type(rows),
             coefficient=rows.coefficient[index],
             cell=rows.cell[index],
             weight=rows.weight[index],
