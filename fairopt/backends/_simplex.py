@@ -22,17 +22,20 @@ The dual in y is concave, once differentiable and piecewise quadratic. The curva
 
     H_k = -ds_k/dt_k = sum_{i in cell k} (w_i^2 / P_i) (diag(1_F) - 1_F 1_F^T / |F|),   F = F_i,
 
-the Laplacian of a weighted graph whose nodes are the classes: classes c and d are joined with weight
-W_cd = sum w_i^2 / (P_i |F_i|) over the samples in which both are free. Weights only add up, so they
-have no cancellation, and neither has ``factorise_graph``: eliminating a node of a graph Laplacian,
-whose diagonal is the sum of what is beside it, takes no subtraction (Grassmann, Taksar, Heyman,
-"Regenerative analysis and steady state distributions for Markov chains", Oper. Res. 33, 1985). With
+the Laplacian of a weighted graph whose nodes are the classes: classes c and d are joined by an edge
+of weight W_cd = sum w_i^2 / (P_i |F_i|) over the samples in which both are free. Weights only add
+up, so they have no cancellation, and neither has ``factorise_graph``: eliminating a node of a graph
+Laplacian, whose diagonal is the sum of what is beside it, takes no subtraction (Grassmann, Taksar,
+Heyman, "Regenerative analysis and steady state distributions for Markov chains", Oper. Res. 33, 1985). With
 H_k = L_k L_k^T the model of a Newton step is that of ``_projection.newton_step`` with the rows
 A_k L_k, and the rank of a cell (classes no sample connects) is exact.
 
 Steps are globalised as in ``_projection.advance``: the model's edges are at least mu times those of
 the cell with nothing clipped, and a line search on the slope of the dual shortens what overshoots.
-The shift of a tilt along (1, ..., 1) moves nothing; it is kept so that t = A^T y.
+
+The shift of a tilt along (1, ..., 1) moves nothing, but would cost digits of the rest. So the last
+class is the *reference*: with M_k = sum w_i, rows A_kc - A_kC and sides less sum_k A_kC M_k say the
+same of points whose samples sum to 1, and their tilts are zero there.
 
 Tilts are unevaluated sums t_hi + t_lo, and each sample is shifted to a largest value of zero before
 and after they enter, so that neither large scores nor large tilts cost digits of x.
@@ -89,17 +92,21 @@ __all__ = ["adjoint_sums", "adjoint_write", "factorise_graph", "reach", "solve"]
 @compiled(fastmath=False)  # said aloud: left unsaid, it would inherit the flags of its caller
 def shifted(q, inverse, w, t_hi, t_lo, v):  # type: ignore[no-untyped-def]
     """v = -(q + w t) / P, shifted to a largest entry of zero; what was taken off."""
-    base = -np.inf
-    for c in range(q.shape[0]):
-        base = max(base, -(inverse * q[c]))
+    C = q.shape[0]
+    base = top = rest = -np.inf
+    for c in range(C):
+        v[c] = -(inverse * q[c])
+        base = max(base, v[c])
     step = w * inverse
-    top = -np.inf
-    for c in range(q.shape[0]):
-        v[c] = ((-(inverse * q[c]) - base) - step * t_hi[c]) - step * t_lo[c]
+    for c in range(C):
+        v[c] = (v[c] - base) - step * t_hi[c]
         top = max(top, v[c])
-    for c in range(q.shape[0]):
-        v[c] -= top
-    return base + top
+    for c in range(C):
+        v[c] = (v[c] - top) - step * t_lo[c]
+        rest = max(rest, v[c])
+    for c in range(C):
+        v[c] -= rest
+    return base + top + rest
 
 
 @compiled(fastmath=False)
@@ -123,7 +130,7 @@ def threshold(v):  # type: ignore[no-untyped-def]
 def evaluate(q, inverse, w, cell, t_hi, t_lo, s, W, size):  # type: ignore[no-untyped-def]
     """One pass: per cell the sums of w x by class, the edges W and the sums of |w x|."""
     n, C = q.shape
-    v, free = np.empty(C), np.empty(C)
+    v, free = np.empty(C), np.empty(C, np.int64)
     s[:] = 0.0
     W[:] = 0.0
     size[:] = 0.0
@@ -131,23 +138,32 @@ def evaluate(q, inverse, w, cell, t_hi, t_lo, s, W, size):  # type: ignore[no-un
         k = cell[i]
         shifted(q[i], inverse[i], w[i], t_hi[k], t_lo[k], v)
         theta, number = threshold(v)
-        sums, sizes = s[k], size[k]
+        share = w[i] * w[i] * inverse[i] / number
+        j = 0
         for c in range(C):
-            free[c] = 1.0 if v[c] >= theta else 0.0
-            wx = w[i] * max(v[c] - theta, 0.0)
-            sums[c] += wx
-            sizes[c] += abs(wx)
-        if number > 1:
-            share = w[i] * w[i] * inverse[i] / number
-            for c in range(C):
-                if free[c] != 0.0:
-                    edges = W[k, c]
-                    for d in range(C):
-                        edges[d] += share * free[d]
+            if v[c] >= theta:
+                wx = w[i] * (v[c] - theta)
+                s[k, c] += wx
+                size[k, c] += abs(wx)
+                for a in range(j):
+                    W[k, free[a], c] += share
+                free[j] = c
+                j += 1
+    symmetric(W)
 
 
 @compiled()
-def write(q, inverse, w, cell, t_hi, t_lo, single, x, theta, multiplier, s, size):  # type: ignore[no-untyped-def]
+def symmetric(W):  # type: ignore[no-untyped-def]
+    """Copy the edges W[k, c, d], c < d, to W[k, d, c]."""
+    K, C, _ = W.shape
+    for k in range(K):
+        for c in range(C):
+            for d in range(c):
+                W[k, c, d] = W[k, d, c]
+
+
+@compiled()
+def write(q, inverse, w, cell, t_hi, t_lo, shift, single, x, theta, multiplier, s, size):  # type: ignore[no-untyped-def]
     """x, the local threshold and the multiplier of each sample's sum; and the sums of what is
     written, in float32 with ``single``: what an auditor of the returned tensor adds up.
     """
@@ -159,7 +175,7 @@ def write(q, inverse, w, cell, t_hi, t_lo, single, x, theta, multiplier, s, size
         k = cell[i]
         base = shifted(q[i], inverse[i], w[i], t_hi[k], t_lo[k], v)
         theta[i], _ = threshold(v)
-        multiplier[i] = (theta[i] + base) / inverse[i]
+        multiplier[i] = (theta[i] + base) / inverse[i] - w[i] * shift[k]
         for c in range(C):
             value = max(v[c] - theta[i], 0.0)
             if single:
@@ -271,10 +287,12 @@ def set_trial(alpha, y, target, dt, trial, T):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def search(l, u, s, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
+def search(l, u, s, size, numbers, counts, patience, Y, T, dt):  # type: ignore[no-untyped-def]
     """Given the sums at the trial point, take it (True) or set another trial (False).
 
-    By the slope of the dual along the step, approached from the left.
+    By the slope of the dual along the step, approached from the left. Where a step was far too long
+    mu grows, and stays for as many good steps as ``patience`` says: lowered at once, it would come
+    back to the same kink of the dual, for cells of few samples again and again.
     """
     y, trial, target = Y[0], Y[1], Y[2]
     alpha = numbers[ALPHA]
@@ -306,10 +324,15 @@ def search(l, u, s, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped
     else:
         y[:] = trial
         T[0], T[1] = T[2], T[3]
-        if alpha >= 1.0:
-            numbers[MU] = max(numbers[MU] * 1e-2, 1e-16)
-        elif alpha < 0.3:
-            numbers[MU] = min(numbers[MU] * 1e2, 1.0)
+        if alpha < 0.3:
+            numbers[MU] = min(numbers[MU] * 1e1, 1.0)
+            patience[1] = min(2 * patience[1] + 1, 15)
+            patience[0] = patience[1]
+        elif alpha >= 1.0:
+            patience[0] -= 1
+            if patience[0] < 0:
+                numbers[MU] = max(numbers[MU] * 1e-1, 1e-16)
+                patience[0] = patience[1]
         return True
     counts[TRIES] += 1
     low, high = numbers[LOW], numbers[HIGH]
@@ -386,7 +409,7 @@ def step(A, l, u, floor, s, W, E, numbers, counts, y, target, dt, ray):  # type:
         least = numbers[MU] * E[k] / C
         for c in range(C):
             for d in range(C):
-                if W[k, c, d] < least:
+                if c != d and W[k, c, d] < least:
                     W[k, c, d] = least
                     counts[REGULAR] = 0  # the model guesses: overshoot is not to be trusted
         factorise_graph(W[k], root[k], ratio[k])
@@ -405,11 +428,8 @@ def step(A, l, u, floor, s, W, E, numbers, counts, y, target, dt, ray):  # type:
         N.reshape(m, size), below, above, floor, np.zeros(size), np.ones(size), y, target, z, ray
     )
     for k in range(K):
-        # L^T dt = z from the last class on, whose tilt follows the multipliers.
-        last = 0.0
-        for r in range(m):
-            last += A[r, k, C - 1] * (target[r] - y[r])
-        dt[k, C - 1] = last
+        # L^T dt = z, from the reference class on.
+        dt[k, C - 1] = 0.0
         for j in range(C - 2, -1, -1):
             if root[k, j] > 0.0:
                 total = z[k * (C - 1) + j] / root[k, j]
@@ -432,16 +452,27 @@ def solve_one(A, l, u, q, inverse, w, cell, single, precision, x, theta, multipl
     """
     n = q.shape[0]
     m, K, C = A.shape
-    flat = A.reshape(m, K * C)
     E, positive, negative, mass = np.empty(K), np.empty(K), np.empty(K), np.empty(K)
     reach(inverse, w, cell, E, positive, negative, mass)
     spread = np.repeat(mass, C)
+    # The same rows less those of the reference class.
+    given, below, above, whole = A, l, u, A.reshape(m, K * C)
+    A, l, u = A.copy(), l.copy(), u.copy()
+    for r in range(m):
+        for k in range(K):
+            last = A[r, k, C - 1]
+            l[r] -= last * (positive[k] + negative[k])
+            u[r] -= last * (positive[k] + negative[k])
+            for c in range(C):
+                A[r, k, c] -= last
+    flat = A.reshape(m, K * C)
     s, size, W = np.empty((K, C)), np.empty((K, C)), np.empty((K, C, C))
     numbers, counts, Y, T, dt = new_state(m, K * C)
     tilts = T.reshape(4, K, C)
     s_flat, size_flat = s.reshape(K * C), size.reshape(K * C)
     rounding = sum_rounding(n)
     floor, ray = np.empty(m), np.zeros(m)
+    patience = np.zeros(2, np.int64)
     y, target = Y[0], Y[2]
     status = CONTINUE
     while status == CONTINUE:
@@ -453,7 +484,7 @@ def solve_one(A, l, u, q, inverse, w, cell, single, precision, x, theta, multipl
         if status != CONTINUE:
             break
         if counts[PENDING]:
-            if not search(l, u, s_flat, size_flat, numbers, counts, Y, T, dt):
+            if not search(l, u, s_flat, size_flat, numbers, counts, patience, Y, T, dt):
                 continue
             if drift(flat, y, T):
                 counts[PENDING] = 0
@@ -472,7 +503,7 @@ def solve_one(A, l, u, q, inverse, w, cell, single, precision, x, theta, multipl
         if counts[ITERATION] >= MAX_ITERATIONS:
             status = STALLED
             break
-        if proves_infeasible(A, l, u, y, positive, negative):
+        if proves_infeasible(given, below, above, y, positive, negative):
             target[:] = y
             status = INFEASIBLE
             break
@@ -480,7 +511,7 @@ def solve_one(A, l, u, q, inverse, w, cell, single, precision, x, theta, multipl
         solved = step(
             A, l, u, floor, s, W, E, numbers, counts, y, target, dt.reshape(K, C), ray
         )  # fmt: skip
-        if not solved and proves_infeasible(A, l, u, ray, positive, negative):
+        if not solved and proves_infeasible(given, below, above, ray, positive, negative):
             target[:] = ray
             status = INFEASIBLE
             break
@@ -497,9 +528,13 @@ def solve_one(A, l, u, q, inverse, w, cell, single, precision, x, theta, multipl
         numbers[LOW], numbers[HIGH], numbers[HIGH_SLOPE], numbers[ALPHA] = 0.0, np.inf, 0.0, 1.0
         counts[TRIES], counts[PENDING] = 0, 1
         set_trial(1.0, y, target, dt, Y[1], T)
-    write(q, inverse, w, cell, tilts[0], tilts[1], single, x, theta, multiplier, s, size)
-    tight_sides(flat, l, u, spread, s_flat, size_flat, precision, tight)
-    worst = excess(flat, l, u, spread, s_flat, size_flat)
+    shift = np.zeros(K)
+    for k in range(K):
+        for r in range(m):
+            shift[k] += given[r, k, C - 1] * y[r]
+    write(q, inverse, w, cell, tilts[0], tilts[1], shift, single, x, theta, multiplier, s, size)
+    tight_sides(whole, below, above, spread, s_flat, size_flat, precision, tight)
+    worst = excess(whole, below, above, spread, s_flat, size_flat)
     if status == INFEASIBLE:
         # Every point of the simplices has y.(A x) >= -(the sum of these).
         y = target
@@ -508,14 +543,14 @@ def solve_one(A, l, u, q, inverse, w, cell, single, precision, x, theta, multipl
             for c in range(C):
                 value = 0.0
                 for r in range(m):
-                    value += A[r, cell[i], c] * y[r]
+                    value += given[r, cell[i], c] * y[r]
                 least = min(least, w[i] * value)
             multiplier[i] = -least
     return status, counts[EVALUATIONS], y, tilts[0], tilts[1], worst
 
 
 @compiled()
-def solve(
+def solve(  # type: ignore[no-untyped-def]
     A,
     l,
     u,
@@ -535,7 +570,7 @@ def solve(
     passes,
     worst,
     tight,
-):  # type: ignore[no-untyped-def]
+):
     """Solve the problems first <= b < last of a batch, one after the other, in one thread.
 
     Returns how many have no solution to the precision asked for.
@@ -575,7 +610,7 @@ def adjoint_sums(q, inverse, w, cell, t_hi, t_lo, theta, g, W, G):  # type: igno
     theta is what the forward found: a class is free if its very number there was not below it.
     """
     n, C = q.shape
-    v = np.empty(C)
+    v, free = np.empty(C), np.empty(C, np.int64)
     W[:] = 0.0
     G[:] = 0.0
     for i in range(n):
@@ -584,18 +619,19 @@ def adjoint_sums(q, inverse, w, cell, t_hi, t_lo, theta, g, W, G):  # type: igno
         number, total = 0, 0.0
         for c in range(C):
             if v[c] >= theta[i]:
+                free[number] = c
                 number += 1
                 total += g[i, c]
         if number < 2:
             continue
         mean, scale = total / number, w[i] * inverse[i]
         share = w[i] * scale / number
-        for c in range(C):
-            if v[c] >= theta[i]:
-                G[k, c] += scale * (g[i, c] - mean)
-                for d in range(C):
-                    if v[d] >= theta[i]:
-                        W[k, c, d] += share
+        for b in range(number):
+            c = free[b]
+            G[k, c] += scale * (g[i, c] - mean)
+            for a in range(b):
+                W[k, free[a], c] += share
+    symmetric(W)
 
 
 @compiled()
@@ -604,7 +640,7 @@ def adjoint_factor(A, W, G, N, c):  # type: ignore[no-untyped-def]
 
     L c = G by elimination: what a class has passes on to those that it is joined with.
     """
-    m, K, C = A.shape
+    _, K, C = A.shape
     root, ratio = np.zeros((K, C)), np.zeros((K, C, C))
     for k in range(K):
         factorise_graph(W[k], root[k], ratio[k])
