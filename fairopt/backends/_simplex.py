@@ -26,9 +26,9 @@ the Laplacian of a weighted graph whose nodes are the classes: classes c and d a
 of weight W_cd = sum w_i^2 / (P_i |F_i|) over the samples in which both are free. Weights only add
 up, so they have no cancellation, and neither has ``factorise_graph``: eliminating a node of a graph
 Laplacian, whose diagonal is the sum of what is beside it, takes no subtraction (Grassmann, Taksar,
-Heyman, "Regenerative analysis and steady state distributions for Markov chains", Oper. Res. 33, 1985). With
-H_k = L_k L_k^T the model of a Newton step is that of ``_projection.newton_step`` with the rows
-A_k L_k, and the rank of a cell (classes no sample connects) is exact.
+Heyman, "Regenerative analysis and steady state distributions for Markov chains", Oper. Res. 33,
+1985). With H_k = L_k L_k^T the model of a Newton step is that of ``_projection.newton_step`` with
+the rows A_k L_k, and the rank of a cell (classes no sample connects) is exact.
 
 Steps are globalised as in ``_projection.advance``: the model's edges are at least mu times those of
 the cell with nothing clipped, and a line search on the slope of the dual shortens what overshoots.
