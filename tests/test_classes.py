@@ -30,6 +30,7 @@ from fairopt import (
     PredictiveEquality,
     ProblemError,
     UnsupportedProblemError,
+    audit,
     cross_validate,
     formulate,
     project,
@@ -398,6 +399,27 @@ def test_the_layer_says_how_many_classes() -> None:
     layer = FairnessLayer(DemographicParity(0.1), bounds=(0, 1), classes=3)
     assert "classes=3" in repr(layer)
     assert "classes" not in repr(FairnessLayer(DemographicParity(0.1), bounds=(0, 1)))
+
+
+def test_the_audit_recomputes_every_class() -> None:
+    scores, sex, targets = sample(60, 3, seed=2)
+    notion = EqualizedOdds(0.02)
+    before = audit(scores, {"sex": sex}, notion, targets, classes=3)
+    assert not before.holds and len(before.rows) == 6
+    for row in before.rows:
+        c, y = int(row.name[6]), int(row.name[-1])
+        inside = (targets == c) == bool(y)
+        means = [scores[inside & (sex == g), c].mean() for g in (0, 1)]
+        assert row.name == f"class {c} | sex: 0 vs 1 | y = {y}"
+        assert row.value == pytest.approx(float(means[0] - means[1]), abs=1e-14)
+        assert row.samples == min(int((inside & (sex == g)).sum()) for g in (0, 1))
+    fair = project(scores, {"sex": sex}, notion, targets, bounds=(0, 1), classes=3)
+    assert audit(fair, {"sex": sex}, notion, targets, classes=3).holds
+    single = project(scores.float(), {"sex": sex}, notion, targets, bounds=(0, 1), classes=3)
+    assert audit(single, {"sex": sex}, notion, targets, classes=3).holds
+    assert before.groups == {"sex": {"0": 30.0, "1": 30.0}}
+    with pytest.raises(ProblemError, match="one by one"):
+        audit(scores[None], sex, notion, targets, classes=3)
 
 
 # ---------------------------------------------------------------------------------------------

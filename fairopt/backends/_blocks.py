@@ -161,7 +161,11 @@ def vjp_blocks(solution: Solution, grad_x: Tensor) -> Adjoint:
     upper = torch.from_numpy(tight & 1 != 0) | (y > 0)
     lower = torch.from_numpy(tight & 2 != 0) | (y < 0)
     active = carrying(factor, y, active, upper, lower)
-    rows_nu = least_norm(factor * active.unsqueeze(-1), torch.from_numpy(c).view(batch, -1))
+    some = active.any(0).nonzero().squeeze(-1)  # of many pairs few are active
+    least = least_norm(
+        (factor * active.unsqueeze(-1))[:, some], torch.from_numpy(c).view(batch, -1)
+    )
+    rows_nu = torch.zeros_like(y).index_copy(1, some, least)
     shift = torch.einsum("bm,bmkc->bkc", rows_nu, torch.from_numpy(data.A)).numpy()
     v, sums_nu = np.empty((batch, n, C)), np.empty((batch, n))
     for b in range(batch):
