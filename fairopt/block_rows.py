@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairopt.errors import ProblemError
+from fairopt.errors import ProblemError, UnsupportedProblemError
 from fairopt.problem import (
     DenseRows,
     Rows,
@@ -29,6 +29,8 @@ from fairopt.problem import (
 )
 
 __all__ = ["BlockRows"]
+
+MOST_DENSE = 2**27  # elements of a dense matrix: 1 GiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +154,13 @@ class BlockRows(Rows):
         return (each + y[:, m:].double().unsqueeze(-1)).reshape(len(y), n * C)
 
     def factor(self, d: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        batch, m, n = self.shape
+        if batch * m * n > MOST_DENSE:
+            raise UnsupportedProblemError(
+                f"rows in blocks form: what is asked for needs a dense matrix of {batch} x {m} x "
+                f"{n}; gradients of scores by backend 'numba' do not, those of tolerances, sides "
+                "and rows do: take them from smaller batches"
+            )
         return self.to_dense().factor(d, g)
 
     def norms(self, d: Tensor) -> Tensor:

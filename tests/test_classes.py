@@ -466,6 +466,15 @@ def test_bad_input_is_refused(name: str) -> None:
         project(**arguments)
 
 
+def test_gradients_of_tolerances_of_large_batches_are_refused_not_tried() -> None:
+    scores, groups, _ = sample(5_000, 6)
+    tolerance = torch.tensor(0.01, dtype=torch.float64, requires_grad=True)
+    notion = DemographicParity(tolerance)
+    x = project(scores, groups, notion, bounds=(0, 1), classes=6)
+    with pytest.raises(UnsupportedProblemError, match="take them from smaller batches"):
+        x[0, 0].backward()
+
+
 def test_blocks_that_are_no_simplices_are_for_other_backends() -> None:
     rows = BlockRows(torch.zeros(1, 1, 2).double(), torch.zeros(3).long(), torch.ones(3).double())
     one = torch.ones(4, dtype=torch.float64)
