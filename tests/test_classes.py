@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from agreeing import inputs_agree, skip_without
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from fairopt import (
     BlockRows,
     Budget,
     Constraint,
+    ConvergenceError,
     Covariance,
     DemographicParity,
     EqualizedOdds,
@@ -37,6 +38,7 @@ from fairopt import (
     residuals,
     solve,
 )
+from fairopt.backends import get
 from fairopt.kkt import adjoint
 from fairopt.refine import proves_infeasible
 
@@ -45,7 +47,7 @@ NOTIONS = (DemographicParity, EqualOpportunity, PredictiveEquality, EqualizedOdd
 
 @st.composite
 def calls(
-    draw: st.DrawFn, largest: int = 100, most_classes: int = 10
+    draw: st.DrawFn, largest: int = 100, most_classes: int = 10, decades: int = 3
 ) -> tuple[Constraint, dict[str, Any]]:
     """A notion and the arguments of ``formulate``, the nasty ones included."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -67,7 +69,7 @@ def calls(
     }[kind]() * scale
     weights = None
     if draw(st.booleans()):
-        weights = torch.from_numpy(10.0 ** rng.uniform(-3, 3, n))
+        weights = torch.from_numpy(10.0 ** rng.uniform(-decades, decades, n))
         if draw(st.booleans()):
             weights[torch.from_numpy(rng.random(n) < 0.1)] = 0.0
     notion = draw(st.sampled_from(NOTIONS))
@@ -114,13 +116,16 @@ def test_every_answer_is_optimal_on_the_simplex_and_fair(call: Any) -> None:
 
 
 @settings(max_examples=200)
-@given(calls(largest=20, most_classes=5))
+@given(calls(largest=20, most_classes=5, decades=1))
 def test_osqp_finds_the_same(call: Any) -> None:
     skip_without("osqp")
     notion, arguments = call
     problem = formulate(notion, **arguments)
     ours = solve(problem, backend="numba").x
-    theirs = solve(problem, backend="osqp").x
+    try:
+        theirs = solve(problem, backend="osqp").x
+    except ConvergenceError:
+        assume(False)  # Hypothesis draws another one in its place: 200 are compared
     assert (ours - theirs).abs().max() <= 1e-7
 
 
@@ -209,8 +214,6 @@ def test_our_adjoint_is_the_shared_one(call: Any, seed: int) -> None:
     problem = formulate(notion, **arguments)
     solution = solve(problem, backend="numba")
     g = torch.randn(problem.q.shape, generator=torch.Generator().manual_seed(seed)).double()
-    from fairopt.backends import get
-
     ours = get("numba").vjp(problem, solution, g).v
     shared = adjoint(problem, solution, g).v
     d = problem.diagonal()
@@ -222,8 +225,7 @@ def test_our_adjoint_is_the_shared_one(call: Any, seed: int) -> None:
     value = problem.rows.apply(solution.x)[:, :m]
     l, u = problem.l[:, :m], problem.u[:, :m]
     tied = ((y.abs() < 1e-9) & (torch.minimum(u - value, value - l) < 1e-9) & (l < u)).any()
-    if bool(near.any()) or bool(tied):
-        return
+    assume(not bool(near.any()) and not bool(tied))
     assert ((ours - shared) * d.sqrt()).abs().max() <= 1e-8 * (g / d.sqrt()).norm()
 
 
