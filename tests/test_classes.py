@@ -387,6 +387,18 @@ def test_dtypes(dtype: torch.dtype) -> None:
         assert float(layer.last.residuals.primal) <= 1e-6
 
 
+def test_many_classes_and_groups_in_single_precision() -> None:
+    """As large as batches are: 100 rows of rank 36, each recomputed from what is returned."""
+    scores, groups, targets = sample(4_000, 10, 5, dtype=torch.float32)
+    for notion in (DemographicParity(0.0), DemographicParity(0.01), EqualizedOdds(0.02)):
+        layer = FairnessLayer(notion, bounds=(0, 1), classes=10)
+        x = layer(scores, groups, targets)
+        assert layer.last is not None and max(layer.last.iterations) <= 40
+        assert (x.double().sum(-1) - 1).abs().max() <= 1e-6 and (x >= 0).all()
+        assert audit(x, groups, notion, targets, classes=10).holds
+        assert layer.last.residuals.worst <= 1e-6
+
+
 def test_weights_of_zero_only_project() -> None:
     scores, groups, _ = sample(10, 3)
     scores = scores * 2
