@@ -1,4 +1,4 @@
-"""Problem data: QP and LP in one canonical form, and the three forms of rows.
+"""Problem data: QP and LP in one canonical form, and three forms of rows (a fourth: ``fairopt.block_rows``).
 
     minimise   1/2 x^T P x + q^T x        (LP: c^T x)
     subject to l <= A x <= u              (rows)
