@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SCRIPTS = ("import_time", "layer_speed", "peer", "backends", "training", "many_attributes")
+SCRIPTS = (
+    "import_time", "layer_speed", "peer", "backends", "training", "many_attributes", "classes",
+)  # fmt: skip
 
 
 def main() -> int:

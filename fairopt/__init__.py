@@ -6,6 +6,7 @@ exactly, in training and in serving. Importing this package imports no solver.
 
 from fairopt.agreement import Agreement, cross_validate
 from fairopt.audit import Audit, AuditedRow, audit
+from fairopt.block_rows import BlockRows
 from fairopt.constraints import (
     Budget,
     ConditionalParity,
@@ -52,6 +53,7 @@ __all__ = [
     "AuditedRow",
     "BackendNotFoundError",
     "Batch",
+    "BlockRows",
     "Budget",
     "CellRows",
     "ConditionalParity",

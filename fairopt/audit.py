@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from fairopt.errors import FairoptError, ProblemError
 from fairopt.formulate import as_batch, as_constraints, check_finite, read_weights, wide
 from fairopt.problem import compact
 from fairopt.samples import Data, GroupCounts, Groups, fit, gather
-from fairopt.solution import ROW_PRECISION, row_excess
+from fairopt.solution import ROW_PRECISION, excess
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,6 +144,7 @@ def audit(
     weights: Tensor | None = None,
     scores: Tensor | None = None,
     group_counts: GroupCounts = None,
+    classes: int | None = None,
 ) -> Audit:
     """Recompute every row of the constraints for any predictions, fair or not.
 
@@ -152,9 +153,75 @@ def audit(
         groups, constraints, targets, weights, group_counts: as for ``formulate``.
         scores: what the predictions were made from, for notions that bin scores
             (``GroupCalibration``); by default the predictions themselves.
+        classes: the number C of classes: predictions and scores are then ``(n, C)``, targets as
+            for ``formulate``, and every row is recomputed for each class.
 
     Raises:
         ProblemError: an argument is outside what is said above; ``ImpactRatio`` met negative
+            predictions.
+    """
+    if classes is not None:
+        return audit_classes(
+            predictions, groups, constraints, targets, weights, scores, group_counts, classes
+        )
+    return audited(predictions, groups, constraints, targets, weights, scores, group_counts)
+
+
+def audit_classes(
+    predictions: Tensor,
+    groups: Groups,
+    constraints: Constraint | Sequence[Constraint],
+    targets: Tensor | None,
+    weights: Tensor | None,
+    scores: Tensor | None,
+    group_counts: GroupCounts,
+    classes: int,
+) -> Audit:
+    """The audits of all classes, as one."""
+    from fairopt.classes import read_class_scores, read_class_targets
+
+    x = read_class_scores(predictions, classes, "predictions").detach()
+    if x.dim() != 2:
+        raise ProblemError(
+            f"predictions: expected shape (n, {classes}), got {tuple(x.shape)}; audit the problems "
+            "of a batch one by one"
+        )
+    binned = x if scores is None else read_class_scores(scores, classes).detach()
+    outcomes = read_class_targets(targets, x, x.unsqueeze(0))
+    found = [
+        audited(
+            x[:, c].to(predictions.dtype), groups, constraints,
+            None if outcomes is None else outcomes.of(c)[0], weights, binned[:, c], group_counts,
+            largest=float(x.abs().max()),
+        )
+        for c in range(classes)
+    ]  # fmt: skip
+    return Audit(
+        tuple(
+            replace(r, name=f"class {c} | {r.name}")
+            for c, one in enumerate(found)
+            for r in one.rows
+        ),
+        found[0].groups,
+        tuple(f"class {c} | {name}" for c, one in enumerate(found) for name in one.skipped),
+        len(x),
+    )
+
+
+def audited(
+    predictions: Tensor,
+    groups: Groups,
+    constraints: Constraint | Sequence[Constraint],
+    targets: Tensor | None,
+    weights: Tensor | None,
+    scores: Tensor | None,
+    group_counts: GroupCounts,
+    largest: float | None = None,
+) -> Audit:
+    """The audit of one prediction per sample.
+
+    Args:
+        largest: the magnitude that a row's size is measured by, instead of the largest of these
             predictions.
     """
     chosen = as_constraints(constraints)
@@ -179,8 +246,9 @@ def audit(
         written = data.write(weight, 1, "skip")
         rows = data.in_form(written, weight, x)
         l, u = (side.expand(1, len(written.names)) for side in written.sides)
-        beyond = row_excess(rows, l, u, x)[0]
         value = rows.apply(x.double())
+        size = x.abs().double() if largest is None else torch.full_like(x.double(), largest)
+        beyond = excess(value, rows.absolute(), l, u, size)[0]
         if written.constant is not None:
             value = value + written.constant
         sizes = smallest(data)

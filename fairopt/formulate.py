@@ -42,6 +42,7 @@ def formulate(
     weights: Tensor | None = None,
     missing_group: MissingGroup = "skip",
     group_counts: GroupCounts = None,
+    classes: int | None = None,
 ) -> QP:
     """Write the projection of scores onto parity constraints as a QP.
 
@@ -69,13 +70,16 @@ def formulate(
             from 0 to one less. Without it they run to the largest code of the call, so that a batch
             lacking the LAST groups cannot be told from one in which they do not exist. Bool
             groups have two.
+        classes: the number C of classes: scores are then ``(n, C)`` or ``(B, n, C)``, predictions
+            points of the simplex, targets classes ``(n,)`` or ``(B, n)`` or chances of the shape
+            of the scores, and each notion holds for each class; see ``fairopt.classes``.
 
     Raises:
         ProblemError: an argument is outside what is said above.
     """
     problem, center = formulate_around(
         constraints, scores, groups, targets, bounds=bounds, weights=weights,
-        missing_group=missing_group, group_counts=group_counts,
+        missing_group=missing_group, group_counts=group_counts, classes=classes,
     )  # fmt: skip
     if center is None or not center.requires_grad:
         return problem
@@ -106,11 +110,19 @@ def formulate_around(
     weights: Tensor | None,
     missing_group: MissingGroup,
     group_counts: GroupCounts,
+    classes: int | None = None,
 ) -> Formulated:
     """What ``formulate`` does, for the layer."""
     constraints = as_constraints(constraints)
     if missing_group not in ("skip", "raise"):
         raise ProblemError(f"missing_group: expected 'skip' or 'raise', got {missing_group!r}")
+    if classes is not None:
+        from fairopt.classes import formulate_classes  # which is written in terms of this module
+
+        return formulate_classes(
+            constraints, scores, groups, targets, classes=classes, bounds=bounds, weights=weights,
+            missing_group=missing_group, group_counts=group_counts,
+        )  # fmt: skip
     center = wide(scores)
     flat = as_batch(center.detach())
     check_finite(scores, flat)

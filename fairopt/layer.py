@@ -38,6 +38,9 @@ class FairnessLayer(nn.Module):
             says so in ``layer.last.skipped``, ``"raise"`` refuses the batch.
         group_counts: how many groups each attribute has, by name, or one number for all. Without it
             a batch that lacks the groups with the highest codes cannot be told from complete.
+        classes: the number C of classes. Scores are then ``(n, C)`` or ``(B, n, C)``, predictions
+            points of the simplex, targets classes (or the chance of each), and each notion holds
+            for each class.
 
     Attributes:
         last: the last ``Solution``, detached, around the predictions that were returned; ``None``
@@ -45,7 +48,8 @@ class FairnessLayer(nn.Module):
 
     Shapes:
         scores ``(n,)``, ``(n, 1)`` or ``(B, n)``; groups ``(n,)`` or ``(B, n)``, or a mapping of
-        attribute name to such; the output is like the scores in shape, dtype and device.
+        attribute name to such; the output is like the scores in shape, dtype and device. With
+        ``classes`` scores have one more dimension of that size.
     """
 
     last: Solution | None
@@ -58,6 +62,7 @@ class FairnessLayer(nn.Module):
         backend: str | Backend = "auto",
         missing_group: MissingGroup = "skip",
         group_counts: GroupCounts = None,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         self.constraints = as_constraints(constraints)
@@ -65,6 +70,7 @@ class FairnessLayer(nn.Module):
         self.backend = backend
         self.missing_group = missing_group
         self.group_counts = group_counts
+        self.classes = classes
         self.last = None
 
     def forward(
@@ -78,14 +84,15 @@ class FairnessLayer(nn.Module):
         """Fair predictions; see ``formulate`` for the arguments and ``solve`` for the errors."""
         x, solution = fair_predictions(
             self.constraints, scores, groups, targets, self.bounds, weights, self.missing_group,
-            self.group_counts, self.backend,
+            self.group_counts, self.backend, self.classes,
         )  # fmt: skip
         self.__dict__["last"] = solution  # not through Module.__setattr__: it costs 5 microseconds
         return x
 
     def extra_repr(self) -> str:
         notions = ", ".join(map(repr, self.constraints))
-        return f"{notions}, bounds={self.bounds}, backend={self.backend!r}"
+        classes = "" if self.classes is None else f", classes={self.classes}"
+        return f"{notions}, bounds={self.bounds}, backend={self.backend!r}{classes}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "last": None}
@@ -102,11 +109,13 @@ def project(
     backend: str | Backend = "auto",
     missing_group: MissingGroup = "skip",
     group_counts: GroupCounts = None,
+    classes: int | None = None,
 ) -> Tensor:
     """What ``FairnessLayer`` does, as a function."""
     return fair_predictions(
-        constraints, scores, groups, targets, bounds, weights, missing_group, group_counts, backend
-    )[0]
+        constraints, scores, groups, targets, bounds, weights, missing_group, group_counts, backend,
+        classes,
+    )[0]  # fmt: skip
 
 
 def fair_predictions(
@@ -119,6 +128,7 @@ def fair_predictions(
     missing_group: MissingGroup,
     group_counts: GroupCounts,
     backend: str | Backend,
+    classes: int | None = None,
 ) -> tuple[Tensor, Solution]:
     """Predictions like the scores, with their history, and the solution, detached."""
     if isinstance(scores, Tensor) and torch.is_autocast_enabled(
@@ -127,11 +137,11 @@ def fair_predictions(
         with torch.autocast(scores.device.type, enabled=False):
             return fair_predictions(
                 constraints, scores, groups, targets, bounds, weights, missing_group,
-                group_counts, backend,
+                group_counts, backend, classes,
             )  # fmt: skip
     problem, center = formulate_around(
         constraints, scores, groups, targets, bounds=bounds, weights=weights,
-        missing_group=missing_group, group_counts=group_counts,
+        missing_group=missing_group, group_counts=group_counts, classes=classes,
     )  # fmt: skip
     x, solution = solve_detached(problem, backend, center=center)
     if x.dtype != scores.dtype:

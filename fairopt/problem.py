@@ -1,12 +1,12 @@
-"""Problem data: QP and LP in one canonical form, and the three forms of rows.
+"""Problem data: QP and LP in one canonical form, and three forms of rows.
 
     minimise   1/2 x^T P x + q^T x        (LP: c^T x)
     subject to l <= A x <= u              (rows)
                lb <= x <= ub              (bounds)
 
 Everything is batched: B problems of one shape. Data shared over the batch are *expanded*, never
-copied. Nothing in this module knows of fairness, of solvers or of autograd functions; it is data,
-conversions and checks.
+copied. A fourth form of rows is in ``fairopt.block_rows``. Nothing in this module knows of
+fairness, of solvers or of autograd functions; it is data, conversions and checks.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fairopt.block_rows import BlockRows
 from fairopt.errors import ProblemError
 from fairopt.partitions import PartitionedRows
 from fairopt.problem import (
@@ -57,6 +58,7 @@ ROWS = {
     "dense": {"rows.matrix": 3},
     "sparse": {"rows.row": 1, "rows.column": 1, "rows.values": 2},
     "cells": {"rows.coefficient": 3, "rows.cell": 2, "rows.weight": 2},
+    "blocks": {"rows.coefficient": 4, "rows.cell": 2, "rows.weight": 2},
 }
 QUADRATIC = {
     "diagonal": {"P": 2},
@@ -123,12 +125,14 @@ def parts(problem: Problem) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors["P"] = problem.P
     forms: dict[type[Rows], str] = {
         DenseRows: "dense", SparseRows: "sparse", CellRows: "cells", PartitionedRows: "cells",
+        BlockRows: "blocks",
     }  # fmt: skip
     form = forms.get(type(problem.rows))
     if form is None:
         raise ProblemError(
-            f"rows: expected DenseRows, SparseRows or CellRows, got {type(problem.rows).__name__}; "
-            "make the problem with rows.to_sparse() or rows.to_dense()"
+            f"rows: expected DenseRows, SparseRows, CellRows or BlockRows, got "
+            f"{type(problem.rows).__name__}; make the problem with rows.to_sparse() or "
+            "rows.to_dense()"
         )
     tensors.update(pieces("rows", problem.rows, ROWS[form]))
     return tensors, {
@@ -316,7 +320,9 @@ def read_matrix(prefix: str, form: str, tensors: dict[str, Tensor], m: int, n: i
     }
     if form == "sparse":
         return SparseRows(**pieces, m=m, n=n)
-    return DenseRows(**pieces) if form == "dense" else CellRows(**pieces)
+    kinds: dict[str, Any] = {"dense": DenseRows, "cells": CellRows, "blocks": BlockRows}
+    matrix: Rows = kinds[form](**pieces)
+    return matrix
 
 
 def expanded(problem: Problem, batch: int) -> Problem:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fairopt.block_rows import BlockRows
 from fairopt.partitions import PartitionedRows
 from fairopt.problem import QP, CellRows, DenseRows, Problem, Rows, SparseRows, row_name, trusted
 
@@ -56,6 +57,8 @@ def place(problem: Problem, name: str, index: tuple[int, ...]) -> str:
         words[0] = row_word(problem, index[0])
     elif name == "rows.coefficient" and isinstance(rows, CellRows):
         words = [row_word(problem, index[0]), f"cell {index[1]}"]
+    elif name == "rows.coefficient" and isinstance(rows, BlockRows):
+        words = [row_word(problem, index[0]), f"cell {index[1]}", f"place {index[2]}"]
     return f"{name}[{', '.join(words)}]" if words else name
 
 
@@ -112,9 +115,9 @@ def pick(problem: QP, index: Tensor) -> QP:
     rows = problem.rows
     if isinstance(rows, PartitionedRows):
         chosen: Rows = rows.select(index)
-    elif isinstance(rows, CellRows):
+    elif isinstance(rows, (CellRows, BlockRows)):
         chosen = trusted(
-            CellRows,
+            type(rows),
             coefficient=rows.coefficient[index],
             cell=rows.cell[index],
             weight=rows.weight[index],

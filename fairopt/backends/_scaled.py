@@ -121,10 +121,9 @@ class Standard:
             ahead = np.cumsum(count[cell]) - count[cell]
             row = at[first[cell[column]] + np.arange(len(column)) - ahead[column]]
             return row, column, C[row, cell[column]] * rows.weight[b].double().numpy()[column]
-        if isinstance(rows, SparseRows):
+        if not isinstance(rows, DenseRows):
             row, column, order = self.order
             return row, column, self.sparse.values[b].double().numpy()[order]
-        assert isinstance(rows, DenseRows)
         A = rows.matrix[b].double().numpy()
         column, row = A.T.nonzero()
         return row, column, A[row, column]

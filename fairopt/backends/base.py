@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fairopt.block_rows import BlockRows
 from fairopt.errors import UnsupportedProblemError
 from fairopt.kkt import Adjoint
 from fairopt.kkt import adjoint as shared_adjoint
@@ -25,7 +26,7 @@ class Capabilities:
     Attributes:
         quadratic: forms of P among "diagonal", "dense", "sparse".
         linear: whether it solves LPs.
-        rows: forms of rows it takes as they are, among "dense", "sparse", "cells".
+        rows: forms of rows it takes as they are, among "dense", "sparse", "cells", "blocks".
         devices: torch device types its tensors may be on.
         certifies: whether it vouches for what it returns: rows and bounds checked in float64, as
             returned, and optimality made sure of by its method; ``solve`` then does not check.
@@ -68,6 +69,7 @@ def row_form(problem: Problem) -> str:
 # Rows over partitions are cells that know more of themselves.
 ROW_FORMS: dict[type, str] = {
     CellRows: "cells", PartitionedRows: "cells", SparseRows: "sparse", DenseRows: "dense",
+    BlockRows: "blocks",
 }  # fmt: skip
 
 

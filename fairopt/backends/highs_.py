@@ -75,7 +75,7 @@ class HiGHS(Backend):
     name: ClassVar[str] = "highs"
     capabilities: ClassVar[Capabilities] = Capabilities(
         linear=True,
-        rows=frozenset({"cells", "dense", "sparse"}),
+        rows=frozenset({"blocks", "cells", "dense", "sparse"}),
         devices=frozenset({"cpu"}),
     )
 

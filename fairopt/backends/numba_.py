@@ -20,6 +20,7 @@ from fairopt.backends._many import Many
 from fairopt.backends._numba_data import Data, as_numpy, outcomes
 from fairopt.backends._threads import each, in_parallel
 from fairopt.backends.base import Backend, Capabilities
+from fairopt.block_rows import BlockRows
 from fairopt.errors import ProblemError
 from fairopt.kkt import Adjoint, least_norm
 from fairopt.memory import empty
@@ -47,7 +48,7 @@ class Numba(Backend):
     name: ClassVar[str] = "numba"
     capabilities: ClassVar[Capabilities] = Capabilities(
         quadratic=frozenset({"diagonal"}),
-        rows=frozenset({"cells", "dense", "sparse"}),
+        rows=frozenset({"blocks", "cells", "dense", "sparse"}),
         devices=frozenset({"cpu"}),
         certifies=True,
     )
@@ -68,6 +69,10 @@ class Numba(Backend):
         assert isinstance(problem, QP)
         if isinstance(problem.rows, PartitionedRows):
             return self.solve_many(problem)
+        if isinstance(problem.rows, BlockRows):
+            from fairopt.backends._blocks import solve_blocks  # compiled code that few need
+
+            return solve_blocks(problem, self.name)
         begun = time.perf_counter()
         data = Data(problem)
         fixed = data.constants
@@ -130,6 +135,10 @@ class Numba(Backend):
 
     def vjp(self, problem: QP, solution: Solution, grad_x: Tensor) -> Adjoint:
         """Two passes over the samples and the shared least-squares problem in the cells."""
+        if isinstance(problem.rows, BlockRows):
+            from fairopt.backends._blocks import vjp_blocks
+
+            return vjp_blocks(solution, grad_x)
         if not isinstance(problem.rows, CellRows):
             return super().vjp(problem, solution, grad_x)
         if isinstance(solution.context, Many):

@@ -27,6 +27,7 @@ from fairopt.backends._sparse_kkt import is_convex, solve_sparse
 from fairopt.backends._threads import in_parallel
 from fairopt.backends._workspaces import Workspaces
 from fairopt.backends.base import Backend, Capabilities
+from fairopt.block_rows import BlockRows
 from fairopt.errors import ProblemError
 from fairopt.kkt import Adjoint, Reduced, adjoint, is_definite_diagonal, solve_reduced
 from fairopt.problem import QP, Problem, SparseRows
@@ -83,7 +84,7 @@ class OSQP(Backend):
     name: ClassVar[str] = "osqp"
     capabilities: ClassVar[Capabilities] = Capabilities(
         quadratic=frozenset({"diagonal", "dense", "sparse"}),
-        rows=frozenset({"cells", "dense", "sparse"}),
+        rows=frozenset({"blocks", "cells", "dense", "sparse"}),
         devices=frozenset({"cpu"}),
     )
 
@@ -248,7 +249,7 @@ def proven(problem: QP, y: Tensor, status: tuple[Status, ...]) -> tuple[Tensor, 
 def reduced(problem: Problem) -> Reduced:
     """What solves the linear systems of refinement and backward pass."""
     assert isinstance(problem, QP)
-    if isinstance(problem.P, SparseRows) or isinstance(problem.rows, SparseRows):
+    if isinstance(problem.P, SparseRows) or isinstance(problem.rows, (SparseRows, BlockRows)):
         return solve_sparse
     # Where part of a diagonal is zero there is no Schur complement.
     return (

@@ -80,7 +80,7 @@ class QPTH(Backend):
     capabilities: ClassVar[Capabilities] = Capabilities(
         quadratic=frozenset({"diagonal", "dense", "sparse"}),
         linear=True,
-        rows=frozenset({"cells", "dense", "sparse"}),
+        rows=frozenset({"blocks", "cells", "dense", "sparse"}),
         devices=frozenset({"cpu", "cuda"}),
     )
 

@@ -48,7 +48,10 @@ __all__ = ["BackendContract"]
 # What backends must agree to, relative to the size of what is compared.
 SOLUTION = {torch.float64: 1e-7, torch.float32: 1e-5}
 GRADIENT = {torch.float64: 1e-6, torch.float32: 1e-4}
-FORMS = {"quadratic": {"diagonal", "dense", "sparse"}, "rows": {"cells", "dense", "sparse"}}
+FORMS = {
+    "quadratic": {"diagonal", "dense", "sparse"},
+    "rows": {"blocks", "cells", "dense", "sparse"},
+}
 THREADS, ROUNDS = 4, 4
 ERRORS: dict[Status, type[FairoptError]] = {
     Status.INFEASIBLE: InfeasibleError,

@@ -152,7 +152,7 @@ def recipes(
     the forms of rows in turn.
     """
     forms: list[str | None] = [*sorted(quadratic), *([None] if linear else [])]
-    turn = sorted(rows)
+    turn = sorted(rows - {"blocks"})  # those say more of the problem than a drawn one has
     general = Recipe("general", None, "dense", batch=3, device=device)
     found = [
         replace(general, quadratic=form, rows=kind, dtype=dtype)
