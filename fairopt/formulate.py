@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from types import NoneType
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -43,6 +43,36 @@ NUMBERS = (float, int, NoneType)
 MOST_COUNTS = 256
 
 
+@overload
+def formulate(
+    constraints: Constraint | Sequence[Constraint],
+    scores: Tensor,
+    groups: Groups,
+    targets: Tensor | None = None,
+    *,
+    bounds: Bounds,
+    objective: Literal["l2"] = "l2",
+    weights: Tensor | None = None,
+    missing_group: MissingGroup = "skip",
+    group_counts: GroupCounts = None,
+) -> QP: ...
+
+
+@overload
+def formulate(
+    constraints: Constraint | Sequence[Constraint],
+    scores: Tensor,
+    groups: Groups,
+    targets: Tensor | None = None,
+    *,
+    bounds: Bounds,
+    objective: Literal["l1", "linf", "utility"],
+    weights: Tensor | None = None,
+    missing_group: MissingGroup = "skip",
+    group_counts: GroupCounts = None,
+) -> LP: ...
+
+
 def formulate(
     constraints: Constraint | Sequence[Constraint],
     scores: Tensor,
@@ -55,7 +85,7 @@ def formulate(
     missing_group: MissingGroup = "skip",
     group_counts: GroupCounts = None,
 ) -> QP | LP:
-    """Write the projection of scores onto parity constraints as a QP, or another objective as an LP.
+    """Write the projection of scores onto parity constraints as a QP; other objectives as an LP.
 
         minimise   1/2 sum_i w_i (x_i - scores_i)^2
         subject to  the rows of all constraints,   lower <= x <= upper
@@ -188,9 +218,7 @@ def formulate_around(
     form = data.in_form(written.matrix, weight, flat)
     skipped = only_one(rows) + written.skipped
     if not quadratic:
-        stated = Stated(
-            flat, weight, form, *written.sides, lower, upper, written.names, skipped
-        )
+        stated = Stated(flat, weight, form, *written.sides, lower, upper, written.names, skipped)
         program, read = linear_program(objective, stated)
         return Formulated(program, None, read)
     problem = put_together(

@@ -149,7 +149,7 @@ def unclipped(q: float, inverse: float, w: float, t_hi: float, t_lo: float) -> f
     digit, and a row could hold on neither side of a jump.
     """
     step = w * inverse
-    return fused(-step, t_hi, -(inverse * q)) - step * t_lo
+    return fused(-step, t_hi, -(inverse * q)) - step * t_lo  # type: ignore[call-arg, no-any-return]
 
 
 # ---------------------------------------------------------------------------------------------

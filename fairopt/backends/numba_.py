@@ -32,6 +32,10 @@ Array = NDArray[Any]
 # 0.2 ms, and torch's own threads still spin on the other core when ours wake.
 PARALLEL_FROM = 2_000_000
 
+# More rows than this, and than variables, are not what the method is for: its work grows with the
+# cube of the number of active ones.
+MOST_ROWS = 256
+
 
 class Numba(Backend):
     """The closed-form projection.
@@ -63,6 +67,13 @@ class Numba(Backend):
     def solve(self, problem: Problem) -> Solution:
         assert isinstance(problem, QP)
         begun = time.perf_counter()
+        _, m, n = problem.shape
+        if m > max(n, MOST_ROWS) and not isinstance(problem.rows, CellRows):
+            raise UnsupportedProblemError(
+                f"backend 'numba' is for few rows; expected at most {max(n, MOST_ROWS)} in dense "
+                f"or sparse form over {n} variables, got {m}; choose another backend or "
+                'backend="auto"'
+            )
         data = Data(problem)
         fixed = data.constants
         batch, m, K = fixed.C.shape
