@@ -151,7 +151,7 @@ def fair_predictions(
                 constraints, scores, groups, targets, bounds, weights, missing_group,
                 group_counts, backend, objective, smoothing,
             )  # fmt: skip
-    if smoothing:
+    if smoothing != 0:
         check_objective(objective, smoothing)
     problem, center, read = formulate_around(
         constraints, scores, groups, targets, bounds=bounds, weights=weights,

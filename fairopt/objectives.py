@@ -151,13 +151,16 @@ def least_largest_change(stated: Stated, center: Tensor) -> LP:
     if counts is not None:
         above, below = torch.where(counts, above, top), torch.where(counts, below, bottom)
     shift = stated.rows.apply(center)
+    # What no change can exceed, and more: a bound that holds nothing, but lets every proof of
+    # infeasibility be a finite sum.
+    most = 1 + 2 * (high.detach() - low.detach()).amax(-1, keepdim=True)
     return program(
         torch.nn.functional.pad(torch.zeros_like(center), (0, 1), value=1.0),
         with_largest(stated.rows, n),
         torch.cat([stated.l - shift, bottom.expand_as(above), below], -1),
         torch.cat([stated.u - shift, above, top.expand_as(below)], -1),
         torch.cat([low, low.new_zeros(batch, 1)], -1),
-        torch.cat([high, high.new_full((batch, 1), math.inf)], -1),
+        torch.cat([high, most], -1),
         (*stated.names, *names_of_changes(n)),
         stated,
     )
