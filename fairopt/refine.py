@@ -37,6 +37,7 @@ __all__ = ["Point", "finish", "proves_infeasible", "refine", "refined", "sharpen
 ROUNDS = 10  # steps from one active set to the next, which may cycle
 ASCENTS = 100  # multipliers dropped one by one; each makes progress
 EXACT = 1e-15  # relative to the size of the terms: nothing is left to correct
+ROUNDING = 1e-15  # the same, of an x that is zero
 # A multiplier that moves its row by less than this share of the row's scale is taken for zero: the
 # row is weakly active, which counts as inactive. Above rounding, below the promise of 1e-12.
 WEAK = 1e-13
@@ -92,6 +93,7 @@ def refined(
         if bool((settled | ~open_).all()):
             break
         now = new
+    best = work.or_zero(best)
     return replace(best, y=torch.where(best.weak, 0.0, best.y))
 
 
@@ -235,6 +237,21 @@ class Refinement:
             ~self.meet & (pull.abs() <= weak),
             torch.maximum(error, (gap.abs() / scale).amax(-1)),
         )
+
+    def or_zero(self, p: Point) -> Point:
+        """Zero in place of an x that is zero but for the rounding of its terms, where it is better.
+
+        Such an x has no correct digit, and rows whose sides are zero have nothing to be relative
+        to.
+        """
+        if not bool((p.error > EXACT).any()):
+            return p
+        terms = self.linear.abs() + self.problem.rows.absolute().transpose_apply(p.y.abs())
+        rounding = ROUNDING * (terms / self.d).amax(-1, keepdim=True)
+        zero = p.x.abs().amax(-1, keepdim=True) <= rounding
+        if not bool(zero.any()):
+            return p
+        return p.or_better(self.point(self.clip(torch.where(zero, 0.0, p.x)), p.y))
 
     def step(self, p: Point) -> tuple[Tensor, Tensor]:
         """The correction above from a point, clipped into the bounds."""
