@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 
 from fairopt.errors import ConvergenceError, ProblemError
-from fairopt.problem import LP, CellRows, DenseRows, Rows, SparseRows, to_batch, trusted
+from fairopt.problem import LP, QP, CellRows, DenseRows, Rows, SparseRows, to_batch, trusted
+from fairopt.refine import refine
 from fairopt.solution import ROW_PRECISION, row_excess
 
 __all__ = ["Objective", "Read", "Stated", "check_objective", "linear_program"]
@@ -220,7 +221,9 @@ class Reader:
     """x = center + sum_j signs[j] z_j, where the solution is z = (z_0, z_1, ..., and more).
 
     The sum is made in float64, clipped to the bounds, which its rounding may exceed, and rounded
-    once. That is what is returned, so that is what the rows are recomputed from.
+    once. That is what is returned, so that is what the rows are recomputed from. Where the sum
+    cancels (predictions far smaller than the scores) its rounding may break a row; then the nearest
+    point at which all hold is taken.
     """
 
     def __init__(self, stated: Stated, center: Tensor, signs: tuple[int, ...]) -> None:
@@ -229,17 +232,32 @@ class Reader:
     def __call__(self, z: Tensor) -> Tensor:
         stated, n = self.stated, self.center.shape[-1]
         x = self.center
-        change = sum(sign * z[:, j * n : (j + 1) * n] for j, sign in enumerate(self.signs))
-        x = torch.clamp(x + change, stated.lower.double(), stated.upper.double())
-        x = x.to(stated.scores.dtype)
-        precision = ROW_PRECISION[x.dtype]
-        plain = x.detach()
-        excess = row_excess(stated.rows.detach(), stated.l.detach(), stated.u.detach(), plain)
-        if not bool((excess <= precision).all()):
-            raise ConvergenceError(
-                "the predictions miss the promised precision: a row exceeds its side by "
-                f"{float(excess.max()):.1e} of its scale, expected at most {precision}; the "
-                "scores may be many orders of magnitude larger than the predictions: rescale them, "
-                "or give bounds"
-            )
-        return x
+        for j, sign in enumerate(self.signs):
+            x = x + sign * z[:, j * n : (j + 1) * n]
+        x = torch.clamp(x, stated.lower.double(), stated.upper.double())
+        dtype = stated.scores.dtype
+        if not bool((self.excess(x.to(dtype)) <= ROW_PRECISION[dtype]).all()):
+            x = self.nearest(x.detach()) + (x - x.detach())  # the history of the one, zero in value
+            excess = self.excess(x.to(dtype))
+            if not bool((excess <= ROW_PRECISION[dtype]).all()):
+                raise ConvergenceError(
+                    "the predictions miss the promised precision: a row exceeds its side by "
+                    f"{float(excess.max()):.1e} of its scale, expected at most "
+                    f"{ROW_PRECISION[dtype]}; the scores may be many orders of magnitude larger "
+                    "than the predictions: rescale them, or give bounds"
+                )
+        return x.to(dtype)
+
+    def excess(self, x: Tensor) -> Tensor:
+        stated = self.stated
+        return row_excess(stated.rows.detach(), stated.l.detach(), stated.u.detach(), x.detach())
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """The projection of x onto rows and bounds, from which it differs by rounding."""
+        stated = self.stated
+        lower, upper = (t.detach().double().expand_as(x) for t in (stated.lower, stated.upper))
+        problem = trusted(
+            QP, P=torch.ones_like(x), q=-x, rows=stated.rows.detach(), l=stated.l.detach(),
+            u=stated.u.detach(), lb=lower, ub=upper, row_names=(), skipped=(), memo=None,
+        )  # fmt: skip
+        return refine(problem, x, x.new_zeros(len(x), problem.shape[1]))[0]

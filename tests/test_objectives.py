@@ -37,6 +37,7 @@ from fairopt import (
     UnsupportedProblemError,
     backends,
     formulate,
+    objectives,
     project,
     solve,
 )
@@ -352,13 +353,39 @@ def test_scores_far_outside_the_bounds_cost_no_digits(objective: Linear) -> None
         check_guarantee(case, x[None])
 
 
-def test_predictions_far_smaller_than_the_scores_are_refused() -> None:
-    """1e8 + change has no digit left at 1e-9; better an error than a row that does not hold."""
+@given(case=cases(("none", "unit")))
+def test_predictions_far_smaller_than_the_scores(case: Case) -> None:
+    """1e8 + change has no digit left at 1e-9, where the rows ask for that."""
+    scores = 1e8 * case.scores
+    for bounds in (None, (-1e-8, 1e-8)):
+        x = project(
+            scores, case.groups, [Budget(total=1e-9, on="group")], bounds=bounds, objective="l1",
+            smoothing=0.1,
+        )  # fmt: skip
+        for g in range(int(case.groups.max()) + 1):
+            total = x[:, case.groups == g].sum(-1)
+            size = (case.groups == g).sum() * x.abs().amax(-1) + 1e-9
+            assert bool(((total - 1e-9).abs() <= 1e-12 * size).all())
+
+
+def test_predictions_that_miss_the_precision_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objectives, "refine", lambda problem, x, y: (x, y))
     with pytest.raises(ConvergenceError, match=r"a row exceeds its side by .*; the scores may be"):
         project(
             numbers(1e8 + 0.1, -1e8 - 0.3), torch.arange(2), Budget(total=1e-9, on="group"),
             bounds=None, objective="l1", smoothing=0.1,
         )  # fmt: skip
+
+
+def test_a_group_that_goes_to_zero() -> None:
+    """The least change brings all to 0; 1 - (1 - rounding) is not 0, and nothing is large."""
+    scores = numbers(-0.3287, -0.0264, 1.1025)
+    for smoothing in (1e-8, 1e-3):
+        x = project(
+            scores, torch.arange(3), DemographicParity(tolerance=0.0), bounds=(0, 1),
+            objective="l1", smoothing=smoothing,
+        )  # fmt: skip
+        assert torch.equal(x, torch.zeros_like(x))
 
 
 # ---------------------------------------------------------------------------------------------
