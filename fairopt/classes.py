@@ -28,9 +28,10 @@ from fairopt.formulate import (
     Bounds,
     Formulated,
     check_finite,
-    objective,
+    distance,
     only_one,
     put_together,
+    read_weights,
 )
 from fairopt.memory import negative
 from fairopt.problem import shape_of, to_batch, trusted
@@ -80,7 +81,8 @@ def formulate_classes(
             f"groups: expected at least two groups to compare in {', '.join(alone)}, got one; "
             'use larger or stratified batches, or missing_group="skip"'
         )
-    weight, P, _ = objective(flat[..., 0], weights)
+    weight = read_weights(weights, flat[..., 0])
+    P, _ = distance(flat[..., 0], weight)
     written = [data.write(weight, batch, missing_group) for data in dict.fromkeys(parts)]
     written = written * classes if len(written) == 1 else written
     matrix, cell = joined(parts, written, outcomes, flat, weight)

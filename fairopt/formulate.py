@@ -1,4 +1,4 @@
-"""formulate(): scores, groups and constraints become a QP, in differentiable torch code."""
+"""formulate(): scores, groups and constraints become a problem, in differentiable torch code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from types import NoneType
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -15,11 +15,22 @@ from fairopt.assembly import MissingGroup, write
 from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
 from fairopt.memory import negative
-from fairopt.problem import QP, CellRows, Rows, all_finite, compact, shape_of, to_batch, trusted
+from fairopt.objectives import Objective, Read, Stated, check_objective, linear_program
+from fairopt.problem import (
+    LP,
+    QP,
+    CellRows,
+    Rows,
+    all_finite,
+    compact,
+    shape_of,
+    to_batch,
+    trusted,
+)
 from fairopt.samples import GroupCounts, Groups, cell_rows, fit, gather, is_small, scan
 from fairopt.tracing import Trace
 
-__all__ = ["Bounds", "GroupCounts", "Groups", "MissingGroup", "formulate"]
+__all__ = ["Bounds", "GroupCounts", "Groups", "MissingGroup", "Objective", "formulate"]
 
 Bound: TypeAlias = Tensor | float | None
 Bounds: TypeAlias = tuple[Bound, Bound] | None
@@ -32,6 +43,7 @@ NUMBERS = (float, int, NoneType)
 MOST_COUNTS = 256
 
 
+@overload
 def formulate(
     constraints: Constraint | Sequence[Constraint],
     scores: Tensor,
@@ -39,18 +51,56 @@ def formulate(
     targets: Tensor | None = None,
     *,
     bounds: Bounds,
+    objective: Literal["l2"] = "l2",
     weights: Tensor | None = None,
     missing_group: MissingGroup = "skip",
     group_counts: GroupCounts = None,
     classes: int | None = None,
-) -> QP:
-    """Write the projection of scores onto parity constraints as a QP.
+) -> QP: ...
+
+
+@overload
+def formulate(
+    constraints: Constraint | Sequence[Constraint],
+    scores: Tensor,
+    groups: Groups,
+    targets: Tensor | None = None,
+    *,
+    bounds: Bounds,
+    objective: Literal["l1", "linf", "utility"],
+    weights: Tensor | None = None,
+    missing_group: MissingGroup = "skip",
+    group_counts: GroupCounts = None,
+    classes: None = None,
+) -> LP: ...
+
+
+def formulate(
+    constraints: Constraint | Sequence[Constraint],
+    scores: Tensor,
+    groups: Groups,
+    targets: Tensor | None = None,
+    *,
+    bounds: Bounds,
+    objective: Objective = "l2",
+    weights: Tensor | None = None,
+    missing_group: MissingGroup = "skip",
+    group_counts: GroupCounts = None,
+    classes: int | None = None,
+) -> QP | LP:
+    """Write the projection of scores onto parity constraints as a QP; other objectives as an LP.
 
         minimise   1/2 sum_i w_i (x_i - scores_i)^2
         subject to  the rows of all constraints,   lower <= x <= upper
 
     so that P = diag(w), q = -w * scores, and row r weighs sample i by ``C[r, cell(i)] * w_i``.
     Gradients reach scores, tolerances, targets, bounds and weights by autograd.
+
+    With c the scores clipped to the bounds, the other objectives and the variables of their LPs are
+
+        "l1"       minimise sum_i w_i |x_i - scores_i|            (p, m),  x = c + p - m
+        "linf"     minimise max_{w_i > 0} |x_i - scores_i|        (d, t),  x = c + d
+        "utility"  maximise sum_i w_i scores_i x_i                x
 
     Args:
         constraints: one or several; all hold at once, each with its own tolerance.
@@ -62,8 +112,10 @@ def formulate(
         bounds: ``(lower, upper)``, each a number, a tensor (scalar, ``(n,)`` or ``(B, n)``) or
             ``None``; ``None`` for no bounds at all. A bound that the dtype of the scores cannot
             hold is rounded inwards.
+        objective: ``"l2"``, ``"l1"``, ``"linf"`` or ``"utility"``.
         weights: ``(n,)`` or ``(B, n)``, at least 0; they weigh the change and the means alike. A
-            sample of weight 0 is only clipped to the bounds.
+            sample of weight 0 is only clipped to the bounds (with ``"utility"``, it may be any
+            point within them).
         missing_group: ``"skip"`` leaves out rows that compare a group of which the batch holds
             nothing (``problem.skipped`` names them); ``"raise"`` refuses the batch.
         group_counts: how many groups each attribute has, by name (or one number for all): codes run
@@ -77,12 +129,14 @@ def formulate(
     Raises:
         ProblemError: an argument is outside what is said above.
     """
-    problem, center = formulate_around(
+    problem, center, _ = formulate_around(
         constraints, scores, groups, targets, bounds=bounds, weights=weights,
-        missing_group=missing_group, group_counts=group_counts, classes=classes,
+        missing_group=missing_group, group_counts=group_counts, objective=objective,
+        classes=classes,
     )  # fmt: skip
     if center is None or not center.requires_grad:
         return problem
+    assert isinstance(problem, QP)
     return trusted(QP, **{**problem.__dict__, "q": -center.view(problem.q.shape)})
 
 
@@ -94,10 +148,13 @@ class Formulated(NamedTuple):
         center: the scores with their history, where q = -center; ``solve`` then pulls gradients
             back to the center itself, which spares a small layer three steps of autograd and a
             large one the memory of two negations. ``None``: the problem carries all its history.
+        read: the predictions ``(B, n)``, with their history, from the solution's x, in the dtype
+            of the scores (float32 for narrower ones); ``None`` where they are that x.
     """
 
-    problem: QP
+    problem: QP | LP
     center: Tensor | None
+    read: Read | None = None
 
 
 def formulate_around(
@@ -110,13 +167,22 @@ def formulate_around(
     weights: Tensor | None,
     missing_group: MissingGroup,
     group_counts: GroupCounts,
+    objective: Objective = "l2",
     classes: int | None = None,
 ) -> Formulated:
     """What ``formulate`` does, for the layer."""
     constraints = as_constraints(constraints)
+    quadratic = objective == "l2"
+    if not quadratic:
+        check_objective(objective)
     if missing_group not in ("skip", "raise"):
         raise ProblemError(f"missing_group: expected 'skip' or 'raise', got {missing_group!r}")
     if classes is not None:
+        if not quadratic:
+            raise ProblemError(
+                f"objective: expected 'l2' with classes={classes}, got {objective!r}; predictions "
+                "of several classes are moved by the least squares"
+            )
         from fairopt.classes import formulate_classes  # which is written in terms of this module
 
         return formulate_classes(
@@ -143,6 +209,7 @@ def formulate_around(
         and type(sides[0]) in NUMBERS
         and type(sides[1]) in NUMBERS
         and rows.repeats
+        and quadratic
     ):
         same = remembered(
             rows, cells.counts(), sides, data.nonnegative, missing_group, scores.dtype, flat.dtype,
@@ -162,16 +229,21 @@ def formulate_around(
         }
         return Formulated(trusted(QP, **fields), center)
 
-    if weights is not None:
+    if weights is not None or not quadratic:
         flat = as_batch(center)  # with its history
-    weight, P, linear = objective(flat, weights)
+    weight = read_weights(weights, flat)
     written = data.write(weight, batch, missing_group)
     lower, upper = inward_bounds(sides, scores, flat)
     check_nonnegative(data.nonnegative, lower)
+    form = data.in_form(written, weight, flat)
+    skipped = only_one(rows) + written.skipped
+    if not quadratic:
+        stated = Stated(flat, weight, form, *written.sides, lower, upper, written.names, skipped)
+        program, read = linear_program(objective, stated)
+        return Formulated(program, None, read)
     problem = put_together(
-        P, linear, data.in_form(written, weight, flat), *written.sides, lower, upper,
-        written.names, only_one(rows) + written.skipped,
-    )  # fmt: skip
+        *distance(flat, weight), form, *written.sides, lower, upper, written.names, skipped
+    )
     return Formulated(problem, None if weights is not None else center)
 
 
@@ -310,14 +382,13 @@ def check_finite(scores: Tensor, flat: Tensor) -> None:
         )
 
 
-def objective(flat: Tensor, weights: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Weights (float64, or ``None``), the diagonal P and q."""
-    weight = read_weights(weights, flat)
+def distance(flat: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The diagonal P and q of the weighted distance to the scores."""
     if weight is None:
-        return None, flat.new_ones(()), negative(flat)
+        return flat.new_ones(()), negative(flat)
     # Weight 0: the sample counts for nothing, and is moved to nothing but the bounds.
     P = torch.where(weight.detach() > 0, weight, 1.0)
-    return weight, P, -(P * flat.double()).expand(len(flat), -1)
+    return P, -(P * flat.double()).expand(len(flat), -1)
 
 
 def read_weights(weights: Tensor | None, flat: Tensor) -> Tensor | None:

@@ -15,9 +15,11 @@ from fairopt.formulate import (
     GroupCounts,
     Groups,
     MissingGroup,
+    Objective,
     as_constraints,
     formulate_around,
 )
+from fairopt.objectives import check_objective
 from fairopt.solution import Solution
 from fairopt.solve import solve_detached
 
@@ -33,6 +35,9 @@ class FairnessLayer(nn.Module):
         constraints: one parity notion or several, each with its tolerance.
         bounds: ``(lower, upper)`` of the predictions, each a number, a tensor or ``None``; ``None``
             for no bounds. Required: clipping is part of what is guaranteed.
+        objective: what to minimise. ``"l2"`` is the formula above; ``"l1"`` the total change
+            sum_i w_i |x_i - scores_i|; ``"linf"`` the largest change max_i |x_i - scores_i|.
+            ``"utility"`` maximises sum_i w_i scores_i x_i: a selection, not a correction.
         backend: a name, or a backend object with its options; ``"auto"`` picks.
         missing_group: what to do when a batch lacks a group: ``"skip"`` leaves its rows out and
             says so in ``layer.last.skipped``, ``"raise"`` refuses the batch.
@@ -41,10 +46,14 @@ class FairnessLayer(nn.Module):
         classes: the number C of classes. Scores are then ``(n, C)`` or ``(B, n, C)``, predictions
             points of the simplex, targets classes (or the chance of each), and each notion holds
             for each class.
+        smoothing: s > 0 adds s/2 |z|^2 to the linear objectives, where z is x for ``"utility"``,
+            the change from the clipped scores for ``"l1"``, and that with the largest change beyond
+            what the bounds force for ``"linf"``. Needed for gradients.
 
     Attributes:
         last: the last ``Solution``, detached, around the predictions that were returned; ``None``
-            before the first call. Not saved, copied or pickled with the module.
+            before the first call. Not saved, copied or pickled with the module. With ``"l1"`` and
+            ``"linf"`` it is in the variables of their programs, which ``formulate`` tells.
 
     Shapes:
         scores ``(n,)``, ``(n, 1)`` or ``(B, n)``; groups ``(n,)`` or ``(B, n)``, or a mapping of
@@ -59,17 +68,22 @@ class FairnessLayer(nn.Module):
         constraints: Constraint | Sequence[Constraint],
         *,
         bounds: Bounds,
+        objective: Objective = "l2",
         backend: str | Backend = "auto",
         missing_group: MissingGroup = "skip",
         group_counts: GroupCounts = None,
+        smoothing: float = 0.0,
         classes: int | None = None,
     ) -> None:
         super().__init__()
+        check_objective(objective, smoothing)
         self.constraints = as_constraints(constraints)
         self.bounds = bounds
         self.backend = backend
         self.missing_group = missing_group
         self.group_counts = group_counts
+        self.objective: Objective = objective
+        self.smoothing = smoothing
         self.classes = classes
         self.last = None
 
@@ -84,15 +98,17 @@ class FairnessLayer(nn.Module):
         """Fair predictions; see ``formulate`` for the arguments and ``solve`` for the errors."""
         x, solution = fair_predictions(
             self.constraints, scores, groups, targets, self.bounds, weights, self.missing_group,
-            self.group_counts, self.backend, self.classes,
+            self.group_counts, self.backend, self.objective, self.smoothing, self.classes,
         )  # fmt: skip
         self.__dict__["last"] = solution  # not through Module.__setattr__: it costs 5 microseconds
         return x
 
     def extra_repr(self) -> str:
         notions = ", ".join(map(repr, self.constraints))
-        classes = "" if self.classes is None else f", classes={self.classes}"
-        return f"{notions}, bounds={self.bounds}, backend={self.backend!r}{classes}"
+        given = f"{notions}, bounds={self.bounds}, backend={self.backend!r}"
+        if self.objective != "l2":
+            given += f", objective={self.objective!r}, smoothing={self.smoothing}"
+        return given if self.classes is None else f"{given}, classes={self.classes}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "last": None}
@@ -105,16 +121,18 @@ def project(
     targets: Tensor | None = None,
     *,
     bounds: Bounds,
+    objective: Objective = "l2",
     weights: Tensor | None = None,
     backend: str | Backend = "auto",
     missing_group: MissingGroup = "skip",
     group_counts: GroupCounts = None,
+    smoothing: float = 0.0,
     classes: int | None = None,
 ) -> Tensor:
     """What ``FairnessLayer`` does, as a function."""
     return fair_predictions(
         constraints, scores, groups, targets, bounds, weights, missing_group, group_counts, backend,
-        classes,
+        objective, smoothing, classes,
     )[0]  # fmt: skip
 
 
@@ -128,7 +146,9 @@ def fair_predictions(
     missing_group: MissingGroup,
     group_counts: GroupCounts,
     backend: str | Backend,
-    classes: int | None = None,
+    objective: Objective,
+    smoothing: float,
+    classes: int | None,
 ) -> tuple[Tensor, Solution]:
     """Predictions like the scores, with their history, and the solution, detached."""
     if isinstance(scores, Tensor) and torch.is_autocast_enabled(
@@ -137,14 +157,19 @@ def fair_predictions(
         with torch.autocast(scores.device.type, enabled=False):
             return fair_predictions(
                 constraints, scores, groups, targets, bounds, weights, missing_group,
-                group_counts, backend, classes,
+                group_counts, backend, objective, smoothing, classes,
             )  # fmt: skip
-    problem, center = formulate_around(
+    if smoothing != 0:
+        check_objective(objective, smoothing)
+    problem, center, read = formulate_around(
         constraints, scores, groups, targets, bounds=bounds, weights=weights,
-        missing_group=missing_group, group_counts=group_counts, classes=classes,
+        missing_group=missing_group, group_counts=group_counts, objective=objective,
+        classes=classes,
     )  # fmt: skip
-    x, solution = solve_detached(problem, backend, center=center)
-    if x.dtype != scores.dtype:
+    x, solution = solve_detached(problem, backend, smoothing, center=center)
+    if read is not None:
+        x = read(x).to(scores.dtype)  # the solution stays in the variables of its problem
+    elif x.dtype != scores.dtype:
         x = x.to(scores.dtype)
         solution = solution.with_x(x.detach().view(solution.x.shape))
     return x if x.shape == scores.shape else x.reshape(scores.shape), solution

@@ -37,6 +37,7 @@ __all__ = ["Point", "finish", "proves_infeasible", "refine", "refined", "sharpen
 ROUNDS = 10  # steps from one active set to the next, which may cycle
 ASCENTS = 100  # multipliers dropped one by one; each makes progress
 EXACT = 1e-15  # relative to the size of the terms: nothing is left to correct
+ROUNDING = 1e-15  # of the terms that x is the sum of
 # A multiplier that moves its row by less than this share of the row's scale is taken for zero: the
 # row is weakly active, which counts as inactive. Above rounding, below the promise of 1e-12.
 WEAK = 1e-13
@@ -74,7 +75,7 @@ def refined(
     best = now = work.point(work.clip(finite(x)), finite(row_dual))
     steps, ascents = ROUNDS, ASCENTS
     while steps and ascents:
-        new = work.point(*work.step(now))
+        new = work.or_zero(work.point(*work.step(now)))
         if bool((new.error <= EXACT).all()):  # as a rule, after one step
             best = new
             break
@@ -198,6 +199,7 @@ class Refinement:
         self.meet, self.fixed = self.l == self.u, self.lb == self.ub
         self.d = metric(problem)
         self.linear = (problem.c if isinstance(problem, LP) else problem.q).double()
+        self.rounding = ROUNDING * (self.linear / self.d).abs().amax(-1)
         self.row_metric = problem.rows.norms(1 / self.d).square()
         ones = self.linear.new_ones(()).expand_as(self.linear)
         self.row_sum = problem.rows.absolute().apply(ones)
@@ -235,6 +237,18 @@ class Refinement:
             ~self.meet & (pull.abs() <= weak),
             torch.maximum(error, (gap.abs() / scale).amax(-1)),
         )
+
+    def or_zero(self, p: Point) -> Point:
+        """Zero, if that is better, where all of x is the rounding of its terms (P^-1 q is one).
+
+        Such an x may have no correct digit, and rows whose sides are zero have nothing to be
+        relative to.
+        """
+        tiny = (p.x.abs().amax(-1) <= self.rounding) & (p.error > EXACT)
+        if not bool(tiny.any()):
+            return p
+        x = self.clip(torch.where(tiny.unsqueeze(-1), 0.0, p.x))
+        return p.or_better(self.point(x, p.y))
 
     def step(self, p: Point) -> tuple[Tensor, Tensor]:
         """The correction above from a point, clipped into the bounds."""

@@ -121,9 +121,11 @@ def choose(problem: Problem, backend: str | Backend, options: dict[str, Any]) ->
 
 def able(problem: Problem) -> Iterator[Backend]:
     """The installed backends that declare they can solve this, loaded one after the other."""
-    refused = []
+    refused: list[str] = []
+    absent: list[str] = []
     for name in backends.candidates():
         if not backends.is_available(name):
+            absent.append(backends.find(name).install)
             continue
         try:
             candidate = backends.get(name)
@@ -135,6 +137,8 @@ def able(problem: Problem) -> Iterator[Backend]:
             yield candidate
             missing = "this one, though it declares that it does"
         refused.append(f"{name}: does not solve {missing}")
+    if installs := " or ".join(filter(None, absent)):
+        refused.append(f"others that may solve it are not installed, get them with: {installs}")
     raise UnsupportedProblemError("no installed backend solves this problem; " + "; ".join(refused))
 
 

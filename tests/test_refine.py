@@ -12,7 +12,7 @@ from test_kkt import Reference
 from fairopt import LP, QP, CellRows, DenseRows, SparseRows, Status, solve
 from fairopt.kkt import metric, solve_reduced
 from fairopt.problem import Problem
-from fairopt.refine import Refinement, finish, proves_infeasible, refine, sharpen_proof
+from fairopt.refine import Refinement, finish, proves_infeasible, refine, refined, sharpen_proof
 from fairopt.solution import Solution
 
 
@@ -247,3 +247,20 @@ def test_proofs_of_infeasibility() -> None:
     rough = torch.tensor([[3.0 + 1e-6, 1.0 - 1e-6]], dtype=torch.float64)
     assert not proves_infeasible(problem, rough)
     assert proves_infeasible(problem, sharpen_proof(problem, rough))
+
+
+def test_a_solution_that_is_exactly_zero() -> None:
+    """All sides are zero: what remains of x after a step is rounding, relative to nothing."""
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(40):
+        n = 4 + seed % 9
+        A = torch.randint(-2, 3, (2, n), generator=generator).double()
+        q = torch.rand(n, generator=generator, dtype=torch.float64) + 0.1
+        zero = torch.zeros(2, dtype=torch.float64)
+        problem = QP(torch.ones(n, dtype=torch.float64), q, A, zero, zero, 0.0, 1.0)
+        # Near it, with multipliers that hold all variables but one at zero.
+        x = 1e-8 * torch.rand(1, n, generator=generator, dtype=torch.float64)
+        y = 0.2 * torch.randn(1, 2, generator=generator, dtype=torch.float64)
+        found = refined(problem, x, y)
+        assert float(found.error) <= 1e-15
+        assert float(found.x.abs().max()) == 0

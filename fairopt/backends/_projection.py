@@ -39,7 +39,7 @@ import math
 
 import numpy as np
 from numba import types
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 
 from fairopt.compiled import compiled
 from fairopt.solution import TINY, WEAK
@@ -136,11 +136,27 @@ def _in_order(a, cell, start):  # type: ignore[no-untyped-def]
     return lambda a, cell, start: a
 
 
+@intrinsic
+def fused(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+    """a b + c, rounded once: one instruction where the machine has it."""
+    float64 = types.float64
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.fma(*args)
+
+    return float64(float64, float64, float64), generate
+
+
 @compiled(fastmath=False)  # said aloud: left unsaid, it would inherit the flags of its caller
 def unclipped(q: float, inverse: float, w: float, t_hi: float, t_lo: float) -> float:
-    """-(q + w t) / P with the high part of the tilt cancelled first."""
+    """-(q + w t) / P with the high part of the tilt cancelled first.
+
+    The product with the high part must not be rounded before it cancels: where -q/P is large (a
+    linear program with little smoothing) the values would jump whenever that part moves by its last
+    digit, and a row could hold on neither side of a jump.
+    """
     step = w * inverse
-    return (-(inverse * q) - step * t_hi) - step * t_lo
+    return fused(-step, t_hi, -(inverse * q)) - step * t_lo  # type: ignore[call-arg, no-any-return]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from fairopt.problem import QP, Problem, SparseRows
+from fairopt.problem import LP, QP, Problem, SparseRows
 
 __all__ = ["csc", "is_convex", "quadratic", "solve_sparse"]
 
@@ -47,14 +47,16 @@ def solve_sparse(
     /,
 ) -> tuple[Tensor, Tensor]:
     """``fairopt.kkt.solve_reduced`` with one sparse factorisation per problem, on the CPU."""
-    assert isinstance(problem, QP)
     rows = problem.rows.to_sparse()
     v, nu = torch.zeros_like(right), torch.zeros_like(active, dtype=torch.float64)
     for b in range(len(right)):
         F, W = free[b].numpy().nonzero()[0], active[b].numpy().nonzero()[0]
         scale = 1 / np.sqrt(d[b].numpy()[F])
-        H = quadratic(problem, b)[:, F][F]
-        H = sparse.diags_array(scale) @ H @ sparse.diags_array(scale)
+        if isinstance(problem, LP):
+            H = sparse.csr_array((len(F), len(F)))
+        else:
+            H = quadratic(problem, b)[:, F][F]
+            H = sparse.diags_array(scale) @ H @ sparse.diags_array(scale)
         A = csc(rows, b)[:, F][W] @ sparse.diags_array(scale)
         length = np.sqrt(np.asarray(A.multiply(A).sum(1)).ravel())
         row_scale = np.divide(1, length, out=np.zeros(len(W)), where=length > 0)

@@ -31,9 +31,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import linprog
 
+from fairopt.backends._sparse_kkt import solve_sparse
 from fairopt.backends.base import Backend, Capabilities
 from fairopt.errors import ProblemError
-from fairopt.problem import LP, Problem
+from fairopt.kkt import solve_reduced
+from fairopt.problem import LP, Problem, SparseRows
 from fairopt.refine import finish, proves_infeasible, sharpen_proof
 from fairopt.solution import Solution, Status
 
@@ -122,6 +124,7 @@ class HiGHS(Backend):
             backend=self.name,
             status=tuple(answer.status or Status.STALLED for answer in answers),
             iterations=tuple(answer.iterations for answer in answers),
+            reduced=solve_sparse if isinstance(problem.rows, SparseRows) else solve_reduced,
         )
         return replace(solution, seconds=time.perf_counter() - begun)
 

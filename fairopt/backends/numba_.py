@@ -21,7 +21,7 @@ from fairopt.backends._numba_data import Data, as_numpy, outcomes
 from fairopt.backends._threads import each, in_parallel
 from fairopt.backends.base import Backend, Capabilities
 from fairopt.block_rows import BlockRows
-from fairopt.errors import ProblemError
+from fairopt.errors import ProblemError, UnsupportedProblemError
 from fairopt.kkt import Adjoint, least_norm
 from fairopt.memory import empty
 from fairopt.partitions import PartitionedRows
@@ -36,6 +36,10 @@ Array = NDArray[Any]
 # Below this many samples a second thread costs more than it brings: a pass over a million takes
 # 0.2 ms, and torch's own threads still spin on the other core when ours wake.
 PARALLEL_FROM = 2_000_000
+
+# More rows than this, and than variables, are not what the method is for: its work grows with the
+# cube of the number of active ones.
+MOST_ROWS = 256
 
 
 class Numba(Backend):
@@ -74,6 +78,13 @@ class Numba(Backend):
 
             return solve_blocks(problem, self.name)
         begun = time.perf_counter()
+        _, m, n = problem.shape
+        if m > max(n, MOST_ROWS) and not isinstance(problem.rows, CellRows):
+            raise UnsupportedProblemError(
+                f"backend 'numba' is for few rows; expected at most {max(n, MOST_ROWS)} in dense "
+                f"or sparse form over {n} variables, got {m}; choose another backend or "
+                'backend="auto"'
+            )
         data = Data(problem)
         fixed = data.constants
         batch, m, K = fixed.C.shape

@@ -235,12 +235,17 @@ def without_objective(form: Scaled) -> Scaled:
 
 
 def proven(problem: QP, y: Tensor, status: tuple[Status, ...]) -> tuple[Tensor, tuple[Status, ...]]:
-    """Certificates of infeasibility made exact and checked; what proves nothing is stalled."""
+    """Certificates of infeasibility made exact and checked; what proves nothing is stalled.
+
+    Where all sides are zero, and zero is the solution, OSQP may take rounding for a proof. Its
+    multipliers then tell nothing, and refinement starts without any.
+    """
     sharp = sharpen_proof(problem, y)
     good, rough = proves_infeasible(problem, sharp), proves_infeasible(problem, y)
     claimed = torch.tensor([s is Status.INFEASIBLE for s in status])
     better = (claimed & good).unsqueeze(-1)
-    return torch.where(better, sharp, y), tuple(
+    empty = (claimed & ~good & ~rough).unsqueeze(-1)
+    return torch.where(better, sharp, torch.where(empty, 0.0, y)), tuple(
         Status.STALLED if claim and not proof else s
         for s, claim, proof in zip(status, claimed.tolist(), (good | rough).tolist(), strict=True)
     )
