@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fairopt.backends import Backend
 from fairopt.constraints import Constraint
+from fairopt.elastic import solve_elastic
 from fairopt.formulate import (
     Bounds,
     GroupCounts,
@@ -38,6 +39,11 @@ class FairnessLayer(nn.Module):
             says so in ``layer.last.skipped``, ``"raise"`` refuses the batch.
         group_counts: how many groups each attribute has, by name, or one number for all. Without it
             a batch that lacks the groups with the highest codes cannot be told from complete.
+        elastic: what to do where no predictions within the bounds satisfy all constraints. Without
+            it an ``InfeasibleError``; with it, of the predictions with the least total violation
+            (the sum of all rows' excess, see ``fairopt.elastic``) those nearest to the scores, and
+            ``layer.last.exceeded`` says what does not hold and by how much. Everywhere else
+            nothing changes.
 
     Attributes:
         last: the last ``Solution``, detached, around the predictions that were returned; ``None``
@@ -58,6 +64,7 @@ class FairnessLayer(nn.Module):
         backend: str | Backend = "auto",
         missing_group: MissingGroup = "skip",
         group_counts: GroupCounts = None,
+        elastic: bool = False,
     ) -> None:
         super().__init__()
         self.constraints = as_constraints(constraints)
@@ -65,6 +72,7 @@ class FairnessLayer(nn.Module):
         self.backend = backend
         self.missing_group = missing_group
         self.group_counts = group_counts
+        self.elastic = elastic
         self.last = None
 
     def forward(
@@ -78,14 +86,15 @@ class FairnessLayer(nn.Module):
         """Fair predictions; see ``formulate`` for the arguments and ``solve`` for the errors."""
         x, solution = fair_predictions(
             self.constraints, scores, groups, targets, self.bounds, weights, self.missing_group,
-            self.group_counts, self.backend,
+            self.group_counts, self.backend, self.elastic,
         )  # fmt: skip
         self.__dict__["last"] = solution  # not through Module.__setattr__: it costs 5 microseconds
         return x
 
     def extra_repr(self) -> str:
         notions = ", ".join(map(repr, self.constraints))
-        return f"{notions}, bounds={self.bounds}, backend={self.backend!r}"
+        soft = ", elastic=True" if self.elastic else ""
+        return f"{notions}, bounds={self.bounds}, backend={self.backend!r}{soft}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "last": None}
@@ -102,10 +111,20 @@ def project(
     backend: str | Backend = "auto",
     missing_group: MissingGroup = "skip",
     group_counts: GroupCounts = None,
+    elastic: bool = False,
 ) -> Tensor:
     """What ``FairnessLayer`` does, as a function."""
     return fair_predictions(
-        constraints, scores, groups, targets, bounds, weights, missing_group, group_counts, backend
+        constraints,
+        scores,
+        groups,
+        targets,
+        bounds,
+        weights,
+        missing_group,
+        group_counts,
+        backend,
+        elastic,
     )[0]
 
 
@@ -119,6 +138,7 @@ def fair_predictions(
     missing_group: MissingGroup,
     group_counts: GroupCounts,
     backend: str | Backend,
+    elastic: bool = False,
 ) -> tuple[Tensor, Solution]:
     """Predictions like the scores, with their history, and the solution, detached."""
     if isinstance(scores, Tensor) and torch.is_autocast_enabled(
@@ -127,13 +147,14 @@ def fair_predictions(
         with torch.autocast(scores.device.type, enabled=False):
             return fair_predictions(
                 constraints, scores, groups, targets, bounds, weights, missing_group,
-                group_counts, backend,
+                group_counts, backend, elastic,
             )  # fmt: skip
     problem, center = formulate_around(
         constraints, scores, groups, targets, bounds=bounds, weights=weights,
         missing_group=missing_group, group_counts=group_counts,
     )  # fmt: skip
-    x, solution = solve_detached(problem, backend, center=center)
+    solver = solve_elastic if elastic else solve_detached
+    x, solution = solver(problem, backend, center=center)
     if x.dtype != scores.dtype:
         x = x.to(scores.dtype)
         solution = solution.with_x(x.detach().view(solution.x.shape))
