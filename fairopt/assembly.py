@@ -142,12 +142,19 @@ def sum_of_terms(
         assert values is not None
         features = feature_values(trace, V, w, masses, values)
     matrix = scale.new_zeros(())
+    size = scale.new_zeros(())
     for j in range(scale.shape[-1]):
         part = V.index_select(1, terms.inside[:, j])
         if features is not None and terms.of is not None:
             part = part * features.index_select(1, terms.of[:, j])
-        matrix = matrix + scale[..., j].unsqueeze(-1) * part
-    return matrix
+        part = scale[..., j].unsqueeze(-1) * part
+        matrix = matrix + part
+        size = torch.maximum(size, part.detach().abs())
+    if V is trace.grid:
+        return matrix
+    # Chances that say the same of two groups cancel but for rounding, and a row of nothing but
+    # rounding would ask for the impossible.
+    return torch.where(matrix.detach().abs() <= ROUNDING * size, 0.0 * matrix, matrix)
 
 
 def feature_values(

@@ -79,14 +79,20 @@ def solve_elastic(
     """
     try:
         return solve_detached(problem, backend, smoothing, options, center=center)
-    except InfeasibleError as error:
+    except (InfeasibleError, ConvergenceError) as error:
+        if error.solution is None:
+            raise
         told = error.solution
     infeasible = torch.tensor([s is Status.INFEASIBLE for s in told.status])
-    others = [s for s in told.status if s is not Status.INFEASIBLE]
-    if any(s is not Status.SOLVED for s in others):
+    others = torch.tensor([s not in (Status.INFEASIBLE, Status.SOLVED) for s in told.status])
+    if bool(others.any()) and not (
+        all(s in (Status.INFEASIBLE, Status.SOLVED, Status.STALLED) for s in told.status)
+        and are_infeasible(pick(problem.detach(), others.nonzero().squeeze(-1)))
+    ):
         raise refusal_of(told)
+    infeasible = infeasible | others
     which = infeasible.nonzero().squeeze(-1)
-    if not others:
+    if bool(infeasible.all()):
         return one_kind(problem, which, backend, smoothing, options, center)
     rest = (~infeasible).nonzero().squeeze(-1)
     hard, soft = (
@@ -134,6 +140,23 @@ def one_kind(
         context=None,
         verified=False,
     )
+
+
+def are_infeasible(problem: Problem) -> bool:
+    """Whether no problem of a batch has a point: asked where a backend stopped without a word."""
+    if not is_small(problem.rows):
+        return False
+    z, found = least_violation(problem, attempt)
+    return bool((found & (dual_value(problem, z) > proof_limit(problem, z))).all())
+
+
+def proof_limit(problem: Problem, z: Tensor) -> Tensor:
+    """How large D(z) may be but for rounding: ``(B,)``."""
+    side = torch.where(z > 0, problem.u, problem.l).double()
+    t = push(problem, z)
+    end = torch.where(t > 0, problem.lb, problem.ub).double()
+    size = torch.where(t == 0, 0.0, t * end).abs().sum(-1)
+    return 1e-9 * (size + torch.where(z == 0, 0.0, z * side).abs().sum(-1))
 
 
 def uncertain(index: int) -> ConvergenceError:
@@ -187,13 +210,21 @@ def confined(problem: Problem, z: Tensor) -> Problem:
     """The problem on the points of least total violation, with the history of its data."""
     t = push(problem.detach(), z)
     l, u, lb, ub = problem.l, problem.u, problem.lb, problem.ub
+    lower, upper = torch.where(t < 0, ub, lb), torch.where(t > 0, lb, ub)
+    # A row that no variable can move any more holds because z is optimal; said again, it would
+    # hold but for rounding.
+    movable = problem.rows.detach().absolute().apply((lower < upper).double()) > 0
     sides = {
         "l": torch.where(z > 0, u, torch.where(z == -1, -torch.inf, l)),
         "u": torch.where(z < 0, l, torch.where(z == 1, torch.inf, u)),
-        "lb": torch.where(t < 0, ub, lb),
-        "ub": torch.where(t > 0, lb, ub),
     }
-    fields = {**problem.__dict__, **sides}
+    fields = {
+        **problem.__dict__,
+        "l": torch.where(movable, sides["l"], -torch.inf),
+        "u": torch.where(movable, sides["u"], torch.inf),
+        "lb": lower,
+        "ub": upper,
+    }
     if isinstance(problem, QP):
         fields["memo"] = None
     return trusted(type(problem), **fields)
@@ -201,11 +232,8 @@ def confined(problem: Problem, z: Tensor) -> Problem:
 
 def checked(problem: Problem, z: Tensor, x: Tensor, numbers: Tensor) -> None:
     """Raise unless V(x) is D(z) but for rounding."""
-    t = push(problem, z)
+    least = dual_value(problem, z)
     l, u = problem.l.double(), problem.u.double()
-    end = torch.where(t > 0, problem.lb, problem.ub).double()
-    least = torch.where(t == 0, 0.0, t * end).sum(-1)
-    least = least - torch.where(z == 0, 0.0, z * torch.where(z > 0, u, l)).sum(-1)
     wide = x.double()
     value = problem.rows.apply(wide)
     total = torch.maximum(value - u, l - value).clamp(min=0).sum(-1)
@@ -214,6 +242,15 @@ def checked(problem: Problem, z: Tensor, x: Tensor, numbers: Tensor) -> None:
     good = total - least <= CERTIFIED * total + ROW_PRECISION[x.dtype] * scale
     if not bool(good.all()):
         raise uncertain(int(numbers[int((~good).nonzero()[0])]))
+
+
+def dual_value(problem: Problem, z: Tensor) -> Tensor:
+    """D(z), ``(B,)``: no point within the bounds has a smaller total violation."""
+    t = push(problem, z)
+    end = torch.where(t > 0, problem.lb, problem.ub).double()
+    side = torch.where(z > 0, problem.u, problem.l).double()
+    least = torch.where(t == 0, 0.0, t * end).sum(-1)
+    return least - torch.where(z == 0, 0.0, z * side).sum(-1)
 
 
 def penalty_multipliers(solution: Solution, z: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fairopt.backends import Backend
 from fairopt.constraints import Constraint
 from fairopt.elastic import solve_elastic
+from fairopt.errors import ProblemError
 from fairopt.formulate import (
     Bounds,
     GroupCounts,
@@ -72,7 +73,7 @@ class FairnessLayer(nn.Module):
         self.backend = backend
         self.missing_group = missing_group
         self.group_counts = group_counts
-        self.elastic = elastic
+        self.elastic = as_flag(elastic)
         self.last = None
 
     def forward(
@@ -126,6 +127,13 @@ def project(
         backend,
         elastic,
     )[0]
+
+
+def as_flag(elastic: bool) -> bool:
+    """The flag itself; raise if it is anything but one."""
+    if not isinstance(elastic, bool):
+        raise ProblemError(f"elastic: expected True or False, got {elastic!r}")
+    return elastic
 
 
 def fair_predictions(
