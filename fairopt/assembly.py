@@ -81,8 +81,8 @@ def write(
     numbers = numbers_of(trace, w.device)
     masses = (V @ w.unsqueeze(-1)).squeeze(-1)
     masses = torch.nn.functional.pad(masses, (0, 1), value=1.0)  # the last one stands for 1
-    here = None
-    if not masses.detach().min().item() > 0:
+    here, empty = None, not masses.detach().min().item() > 0
+    if empty:
         whole = (masses.detach()[:, trace.needs] > 0).all(-1)  # (B, m)
         here = None if bool(whole.all()) else whole
         masses = torch.where(masses > 0, masses, 1.0)
@@ -104,8 +104,8 @@ def write(
         written = Written(trace.names, None, (), matrix, constant, lower, upper)
     else:
         written = leave_out(trace, here, matrix, constant, lower, upper, missing_group)
-    if trace.vanishing:
-        refuse_the_impossible(written)
+    if trace.vanishing or empty:
+        refuse_the_impossible(written, w.detach())
     return written
 
 
@@ -154,7 +154,8 @@ def sum_of_terms(
         return matrix
     # Chances that say the same of two groups cancel but for rounding, and a row of nothing but
     # rounding would ask for the impossible.
-    return torch.where(matrix.detach().abs() <= ROUNDING * size, 0.0 * matrix, matrix)
+    value = matrix.detach()
+    return matrix - torch.where(value.abs() <= ROUNDING * size, value, 0.0)  # keeps its history
 
 
 def feature_values(
@@ -254,9 +255,12 @@ def check_order(trace: Trace, sides: Tensor) -> None:
         )
 
 
-def refuse_the_impossible(written: Written) -> None:
-    """Raise if no prediction can change a row, and it does not hold as it is."""
-    zero = (written.matrix.detach() == 0).all(-1)
+def refuse_the_impossible(written: Written, w: Tensor) -> None:
+    """Raise if no prediction can change a row, and it does not hold as it is.
+
+    So it is where all samples of a row have weight zero and it is no mean: a total, say.
+    """
+    zero = ((written.matrix.detach() == 0) | (w == 0).unsqueeze(-2)).all(-1)
     if not bool(zero.any()):
         return
     lower, upper = written.sides

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +139,8 @@ class InfeasibleError(SolveError):
     def conflict(self) -> Conflict | None:
         if self._explain is not None:
             explain, self._explain = self._explain, None
-            self._conflict = explain()
+            with suppress(FairoptError):  # no answer; what went wrong first is what is told
+                self._conflict = explain()
         return self._conflict
 
     @property

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from collections import Counter
 from typing import Any
 
@@ -12,9 +10,8 @@ import torch
 from conflicting import conflicting_cases, least_total
 from hypothesis import assume, given, settings
 from problems import Case
-from torch import Tensor
 
-from fairopt import QP, FairoptError, InfeasibleError, ProblemError, Status, formulate, solve
+from fairopt import QP, InfeasibleError, ProblemError, Status, formulate, solve
 from fairopt.elastic import solve_elastic
 
 seen: Counter[str] = Counter()
