@@ -125,7 +125,7 @@ def project(
         missing_group,
         group_counts,
         backend,
-        elastic,
+        as_flag(elastic),
     )[0]
 
 
