@@ -24,6 +24,7 @@ from fairopt.constraints import (
 )
 from fairopt.errors import (
     BackendNotFoundError,
+    Conflict,
     ConvergenceError,
     FairoptError,
     InfeasibleError,
@@ -55,6 +56,7 @@ __all__ = [
     "Budget",
     "CellRows",
     "ConditionalParity",
+    "Conflict",
     "Constraint",
     "ConvergenceError",
     "Covariance",
