@@ -13,13 +13,15 @@ factor and the least common addition are linear programs in one more unknown,
     min tau    c_r - tau h_r <= (A v)_r <= c_r + tau h_r   where h_r > 0, other rows as they are
     min delta  l_r - delta <= (A v)_r <= u_r + delta       for all rows,
 
-both with v within its bounds.
+both with v within its bounds. Few of many rows decide: the programs begin with the rows in
+conflict, and while the number found does not let all rows hold, those that prove it are added.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations, islice
 
 import torch
@@ -27,7 +29,7 @@ from torch import Tensor
 
 from fairopt.errors import Conflict
 from fairopt.problem import LP, QP, DenseRows, Problem, Rows, row_name, trusted
-from fairopt.reach import Optimum, Project, Reach, linear_optimum, points, reach, told
+from fairopt.reach import Optimum, Project, Reach, linear_optimum, points, proof_rows, reach, told
 from fairopt.solution import Status
 
 __all__ = ["explain"]
@@ -38,6 +40,8 @@ MOST_WORK = 4e8
 AT_ONCE = 4e6  # numbers in one batch of sets
 # Dense rows of more entries than this are not looked into: the answer would cost more than it says.
 MOST_ENTRIES = 5e7
+# Rounds in which rows are added, and by how much more than the least all rows may need.
+ROUNDS, ENOUGH = 30, 1e-9
 
 
 def explain(
@@ -67,7 +71,10 @@ def explain(
             return None
     few = irreducible(known, within)
     few, smallest = smaller(few, candidates, within)
-    factor, addition = least_factor(small, project), least_addition(small, project)
+    first = torch.zeros(len(stated), dtype=torch.bool)
+    first[list(few)] = True
+    factor = least_factor(small, first, project)
+    addition = least_addition(small, first, project)
     if addition is None:
         return None
     half = ((problem.u[index] - problem.l[index]) / 2).double().tolist()
@@ -187,7 +194,7 @@ def chunks(sets: Iterator[tuple[int, ...]], length: int) -> Iterator[list[tuple[
         yield some
 
 
-def least_factor(small: Reach, project: Project) -> float | None:
+def least_factor(small: Reach, first: Tensor, project: Project) -> float | None:
     """The least tau; ``None`` where no factor is enough."""
     half = (small.u - small.l) / 2
     wide = torch.isfinite(half) & (half > 0)
@@ -199,26 +206,46 @@ def least_factor(small: Reach, project: Project) -> float | None:
     scale = 1 / half.max()
     lower = torch.where(wide, middle, small.l)
     upper = torch.where(wide, middle, small.u)
-    found = relaxed(small, lower, upper, half * scale, wide, project)
+    found = grown(replace(small, l=lower, u=upper), half * scale, first, project)
     return None if found is None else float(found * scale)
 
 
-def least_addition(small: Reach, project: Project) -> float | None:
+def least_addition(small: Reach, first: Tensor, project: Project) -> float | None:
     """The least delta, in the units of the original rows; ``None`` if it was not found."""
     per = 1 / small.length
     scale = 1 / per.max()
-    every = torch.ones_like(per, dtype=torch.bool)
-    found = relaxed(small, small.l, small.u, per * scale, every, project)
+    found = grown(small, per * scale, first, project)
     return None if found is None else float(found * scale * small.unit)
 
 
-def relaxed(
-    small: Reach, l: Tensor, u: Tensor, by: Tensor, which: Tensor, project: Project
-) -> Tensor | None:
-    """min s, s >= 0, with  l - s by <= A v <= u + s by  for the rows in ``which``."""
-    column = torch.where(which, by, 0.0).unsqueeze(-1)
+def grown(small: Reach, by: Tensor, rows: Tensor, project: Project) -> Tensor | None:
+    """``relaxed`` for all rows, found from some of them: ``(m,)``, bool, which are in conflict."""
+    if not small.is_large:
+        return relaxed(small, by, project)
+    near = torch.zeros_like(small.low).clamp(small.low, small.high)
+    for _ in range(ROUNDS):
+        some = rows.nonzero().squeeze(-1)
+        least = relaxed(small.of(some), by[:, some], project)
+        if least is None:
+            return None
+        enough = least * (1 + ENOUGH) * by
+        found = project(
+            points(small.A, small.l - enough, small.u + enough, small.low, small.high, near)
+        )
+        if found.status[0] is Status.SOLVED:
+            return least
+        more = proof_rows(found) & ~rows
+        if not bool(more.any()):
+            break
+        rows = rows | more
+    return relaxed(small, by, project)
+
+
+def relaxed(small: Reach, by: Tensor, project: Project) -> Tensor | None:
+    """min s, s >= 0, with  l - s by <= A v <= u + s by."""
+    column = by.unsqueeze(-1)
     below, above = torch.cat([small.A, column], -1), torch.cat([small.A, -column], -1)
-    free = torch.full_like(l, torch.inf)
+    free = torch.full_like(small.l, torch.inf)
     zero = torch.zeros_like(small.low[:, :1])
     low = torch.cat([small.low, zero], -1)
     found: Optimum = linear_optimum(
@@ -226,7 +253,7 @@ def relaxed(
             LP,
             c=torch.cat([torch.zeros_like(small.low), zero + 1.0], -1),
             rows=DenseRows(torch.cat([below, above], -2)),
-            l=torch.cat([l, -free], -1), u=torch.cat([free, u], -1),
+            l=torch.cat([small.l, -free], -1), u=torch.cat([free, small.u], -1),
             lb=low, ub=torch.cat([small.high, zero + torch.inf], -1),
             row_names=(), skipped=(),
         ),

@@ -48,7 +48,7 @@ from fairopt.backends import Backend
 from fairopt.conflicts import is_small
 from fairopt.errors import ConvergenceError, InfeasibleError, UnsupportedProblemError
 from fairopt.problem import LP, QP, CellRows, DenseRows, Problem, Rows, SparseRows, trusted
-from fairopt.reach import Project, linear_optimum, reach
+from fairopt.reach import Project, Reach, linear_optimum, points, proof_rows, reach, told
 from fairopt.solution import ROW_PRECISION, Solution, Status
 from fairopt.solve import attempt, refusal_of, solve_detached
 
@@ -58,6 +58,7 @@ __all__ = ["confined", "least_violation", "solve_elastic"]
 ROUNDING = 1e-9
 # How far V may be from its lower bound, relative to it.
 CERTIFIED = 1e-9
+ROUNDS = 30  # in which rows are added
 
 
 def solve_elastic(
@@ -82,14 +83,14 @@ def solve_elastic(
     except (InfeasibleError, ConvergenceError) as error:
         if error.solution is None:
             raise
-        told = error.solution
-    infeasible = torch.tensor([s is Status.INFEASIBLE for s in told.status])
-    others = torch.tensor([s not in (Status.INFEASIBLE, Status.SOLVED) for s in told.status])
+        answer = error.solution
+    infeasible = torch.tensor([s is Status.INFEASIBLE for s in answer.status])
+    others = torch.tensor([s not in (Status.INFEASIBLE, Status.SOLVED) for s in answer.status])
     if bool(others.any()) and not (
-        all(s in (Status.INFEASIBLE, Status.SOLVED, Status.STALLED) for s in told.status)
+        all(s in (Status.INFEASIBLE, Status.SOLVED, Status.STALLED) for s in answer.status)
         and are_infeasible(pick(problem.detach(), others.nonzero().squeeze(-1)))
     ):
-        raise refusal_of(told)
+        raise refusal_of(answer)
     infeasible = infeasible | others
     which = infeasible.nonzero().squeeze(-1)
     if bool(infeasible.all()):
@@ -170,9 +171,38 @@ def uncertain(index: int) -> ConvergenceError:
 def least_violation(problem: Problem, project: Project) -> tuple[Tensor, Tensor]:
     """z of the top of the file, ``(B, m)``, and whether it is known to be optimal, ``(B,)``.
 
-    The linear program has a slack for each side, at the price of a unit of its row.
+    Few of many rows decide. A solution for some rows, zero for the others, is one for all if they
+    hold on the points that it leaves; if they do not, those that prove it are added.
     """
     small = reach(problem)
+    z, found = torch.zeros_like(small.l), torch.zeros(len(small.l), dtype=torch.bool)
+    if small.is_large:
+        rows = torch.zeros(small.l.shape[1], dtype=torch.bool)
+        near = torch.zeros_like(small.low).clamp(small.low, small.high)
+        l, u = small.l * small.length, small.u * small.length
+        A = small.A * small.length.unsqueeze(-1)
+        every = points(A, l, u, small.low, small.high, near)
+        for _ in range(ROUNDS):
+            left = confined(every, z)
+            assert isinstance(left, QP)
+            answer = project(left)
+            found = told(answer, Status.SOLVED)
+            more = proof_rows(answer) & ~rows
+            if bool(found.all()) or not bool(more.any()):
+                break
+            rows = rows | more
+            some = rows.nonzero().squeeze(-1)
+            z = z.index_copy(1, some, priced(small.of(some), project)[0])
+    if not bool(found.all()):
+        z, found = priced(small, project)
+    return z.to(problem.l.device), found.to(problem.l.device)
+
+
+def priced(small: Reach, project: Project) -> tuple[Tensor, Tensor]:
+    """z for all these rows: the multipliers of a linear program with a slack for each side.
+
+    minimise  sum_r s+_r + s-_r   subject to  l <= A v - s+ + s- <= u,  s >= 0
+    """
     batch, m, _ = small.A.shape
     price = small.length / small.length.amax(-1, keepdim=True)
     eye = torch.eye(m, dtype=small.A.dtype).expand(batch, m, m)
@@ -196,7 +226,7 @@ def least_violation(problem: Problem, project: Project) -> tuple[Tensor, Tensor]
     )  # fmt: skip
     z = (found.y / price).clamp(-1, 1)
     z = torch.where(z.abs() <= ROUNDING, 0.0, torch.where(z.abs() >= 1 - ROUNDING, z.sign(), z))
-    return z.to(problem.l.device), found.solved.to(problem.l.device)
+    return z, found.solved
 
 
 def push(problem: Problem, z: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ side or bound, so that thresholds mean the same everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -24,12 +24,13 @@ from torch import Tensor
 from fairopt.problem import LP, QP, CellRows, DenseRows, Problem, trusted
 from fairopt.solution import Solution, Status
 
-__all__ = ["Optimum", "Project", "Reach", "linear_optimum", "points", "reach"]
+__all__ = ["Optimum", "Project", "Reach", "linear_optimum", "points", "proof_rows", "reach", "told"]
 
 # A solver of strictly convex QPs with diagonal P and dense rows, on the CPU, in float64.
 Project: TypeAlias = Callable[[QP], Solution]
 
 ROUNDS = 60  # proximal steps; two or three are the rule
+FEW_ROWS, FEW_ENTRIES = 12, 20_000  # rows, and entries of all, that are taken at once
 LONGEST = 1e9  # of a step's weight on the cost
 SETTLED = 1e-12  # change of x over the weight of the step: what the reduced costs are known to
 GAP = 1e-13  # between the objective and its bound by duality, in units of the problem
@@ -55,9 +56,15 @@ class Reach:
     length: Tensor
     unit: Tensor
 
-    def only(self, b: int) -> Reach:
-        """One problem of the batch."""
-        return Reach(**{name: tensor[b : b + 1] for name, tensor in vars(self).items()})
+    def of(self, rows: Tensor) -> Reach:
+        """The same with some of the rows, by number."""
+        some = {name: getattr(self, name)[:, rows] for name in ("A", "l", "u", "length")}
+        return replace(self, **some)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether linear programs had better begin with a few of the rows."""
+        return self.A.shape[1] > FEW_ROWS and self.A[0].numel() > FEW_ENTRIES
 
 
 def reach(problem: Problem) -> Reach:
@@ -166,7 +173,15 @@ def linear_optimum(problem: LP, project: Project, start: Tensor) -> Optimum:
 
 
 def told(solution: Solution, status: Status) -> Tensor:
+    """Which problems of the batch have this status: ``(B,)``, bool."""
     return torch.tensor([s is status for s in solution.status])
+
+
+def proof_rows(solution: Solution) -> Tensor:
+    """Which rows have a part in the proof that some problem has no solution: ``(m,)``, bool."""
+    share = solution.row_dual.abs()
+    part = share > 1e-9 * share.amax(-1, keepdim=True)
+    return (part & told(solution, Status.INFEASIBLE).unsqueeze(-1)).any(0)
 
 
 def dual_bound(problem: LP, x: Tensor, y: Tensor) -> Tensor:
