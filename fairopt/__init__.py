@@ -25,6 +25,7 @@ from fairopt.constraints import (
 )
 from fairopt.errors import (
     BackendNotFoundError,
+    Conflict,
     ConvergenceError,
     FairoptError,
     InfeasibleError,
@@ -57,6 +58,7 @@ __all__ = [
     "Budget",
     "CellRows",
     "ConditionalParity",
+    "Conflict",
     "Constraint",
     "ConvergenceError",
     "Covariance",

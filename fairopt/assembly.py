@@ -86,8 +86,8 @@ def write(
     numbers = numbers_of(trace, w.device)
     masses = (V @ w.unsqueeze(-1)).squeeze(-1)
     masses = torch.nn.functional.pad(masses, (0, 1), value=1.0)  # the last one stands for 1
-    here = None
-    if not masses.detach().min().item() > 0:
+    here, empty = None, not masses.detach().min().item() > 0
+    if empty:
         whole = (masses.detach()[:, trace.needs] > 0).all(-1)  # (B, m)
         here = None if bool(whole.all()) else whole
         masses = torch.where(masses > 0, masses, 1.0)
@@ -112,9 +112,10 @@ def write(
         written = Written(trace.names, None, (), matrix, constant, lower, upper)
     else:
         written = leave_out(trace, here, matrix, constant, lower, upper, missing_group)
-    if trace.vanishing:
-        empty = None if classes is None else w.detach()[:, classes.columns] == 0
-        refuse_the_impossible(written, empty)
+    if trace.vanishing or empty:
+        nothing = w.detach() == 0
+        nothing = nothing.unsqueeze(-2) if classes is None else nothing[:, classes.columns]
+        refuse_the_impossible(written, nothing)
     return written
 
 
@@ -151,12 +152,20 @@ def sum_of_terms(
         assert values is not None
         features = feature_values(trace, V, w, masses, values)
     matrix = scale.new_zeros(())
+    size = scale.new_zeros(())
     for j in range(scale.shape[-1]):
         part = V.index_select(1, terms.inside[:, j])
         if features is not None and terms.of is not None:
             part = part * features.index_select(1, terms.of[:, j])
-        matrix = matrix + scale[..., j].unsqueeze(-1) * part
-    return matrix
+        part = scale[..., j].unsqueeze(-1) * part
+        matrix = matrix + part
+        size = torch.maximum(size, part.detach().abs())
+    if V is trace.grid:
+        return matrix
+    # Chances that say the same of two groups cancel but for rounding, and a row of nothing but
+    # rounding would ask for the impossible.
+    value = matrix.detach()
+    return matrix - torch.where(value.abs() <= ROUNDING * size, value, 0.0)  # keeps its history
 
 
 def feature_values(
@@ -256,16 +265,18 @@ def check_order(trace: Trace, sides: Tensor) -> None:
         )
 
 
-def refuse_the_impossible(written: Written, empty: Tensor | None) -> None:
+def refuse_the_impossible(written: Written, nothing: Tensor) -> None:
     """Raise if no prediction can change a row, and it does not hold as it is.
 
+    So it is where all samples of a row have weight zero and it is no mean: a total, say.
+
     Args:
-        empty: of all rows of the trace, the columns of the matrix in which there is nothing.
+        nothing: where the columns of the matrix have no weight, for all rows of the trace or one
+            for all.
     """
-    zero = written.matrix.detach() == 0
-    if empty is not None:
-        zero = zero | (empty if written.kept is None else empty[:, written.kept])
-    zero = zero.all(-1)
+    if written.kept is not None and nothing.shape[-2] > 1:
+        nothing = nothing[:, written.kept]
+    zero = ((written.matrix.detach() == 0) | nothing).all(-1)
     if not bool(zero.any()):
         return
     lower, upper = written.sides

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from fairopt.backends import Backend
 from fairopt.constraints import Constraint
+from fairopt.elastic import solve_elastic
+from fairopt.errors import ProblemError
 from fairopt.formulate import (
     Bounds,
     GroupCounts,
@@ -49,6 +51,11 @@ class FairnessLayer(nn.Module):
         smoothing: s > 0 adds s/2 |z|^2 to the linear objectives, where z is x for ``"utility"``,
             the change from the clipped scores for ``"l1"``, and that with the largest change beyond
             what the bounds force for ``"linf"``. Needed for gradients.
+        elastic: what to do where no predictions within the bounds satisfy all constraints. Without
+            it an ``InfeasibleError``; with it, of the predictions with the least total violation
+            (the sum of all rows' excess, see ``fairopt.elastic``) those nearest to the scores, and
+            ``layer.last.exceeded`` says what does not hold and by how much. Everywhere else
+            nothing changes.
 
     Attributes:
         last: the last ``Solution``, detached, around the predictions that were returned; ``None``
@@ -74,6 +81,7 @@ class FairnessLayer(nn.Module):
         group_counts: GroupCounts = None,
         smoothing: float = 0.0,
         classes: int | None = None,
+        elastic: bool = False,
     ) -> None:
         super().__init__()
         check_objective(objective, smoothing)
@@ -85,6 +93,7 @@ class FairnessLayer(nn.Module):
         self.objective: Objective = objective
         self.smoothing = smoothing
         self.classes = classes
+        self.elastic = check_elastic(elastic, objective, classes)
         self.last = None
 
     def forward(
@@ -99,6 +108,7 @@ class FairnessLayer(nn.Module):
         x, solution = fair_predictions(
             self.constraints, scores, groups, targets, self.bounds, weights, self.missing_group,
             self.group_counts, self.backend, self.objective, self.smoothing, self.classes,
+            self.elastic,
         )  # fmt: skip
         self.__dict__["last"] = solution  # not through Module.__setattr__: it costs 5 microseconds
         return x
@@ -108,7 +118,9 @@ class FairnessLayer(nn.Module):
         given = f"{notions}, bounds={self.bounds}, backend={self.backend!r}"
         if self.objective != "l2":
             given += f", objective={self.objective!r}, smoothing={self.smoothing}"
-        return given if self.classes is None else f"{given}, classes={self.classes}"
+        if self.classes is not None:
+            given += f", classes={self.classes}"
+        return f"{given}, elastic=True" if self.elastic else given
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "last": None}
@@ -128,12 +140,26 @@ def project(
     group_counts: GroupCounts = None,
     smoothing: float = 0.0,
     classes: int | None = None,
+    elastic: bool = False,
 ) -> Tensor:
     """What ``FairnessLayer`` does, as a function."""
     return fair_predictions(
         constraints, scores, groups, targets, bounds, weights, missing_group, group_counts, backend,
-        objective, smoothing, classes,
+        objective, smoothing, classes, check_elastic(elastic, objective, classes),
     )[0]  # fmt: skip
+
+
+def check_elastic(elastic: bool, objective: Objective, classes: int | None) -> bool:
+    """The flag itself; raise if it is anything but one, or set where it has no meaning."""
+    if not isinstance(elastic, bool):
+        raise ProblemError(f"elastic: expected True or False, got {elastic!r}")
+    if elastic and (objective != "l2" or classes is not None):
+        other = f"objective={objective!r}" if classes is None else f"classes={classes}"
+        raise ProblemError(
+            f"elastic: expected False with {other}, got True; some rows there are no constraints "
+            "but tell what a prediction is, and may not be exceeded"
+        )
+    return elastic
 
 
 def fair_predictions(
@@ -149,6 +175,7 @@ def fair_predictions(
     objective: Objective,
     smoothing: float,
     classes: int | None,
+    elastic: bool,
 ) -> tuple[Tensor, Solution]:
     """Predictions like the scores, with their history, and the solution, detached."""
     if isinstance(scores, Tensor) and torch.is_autocast_enabled(
@@ -157,7 +184,7 @@ def fair_predictions(
         with torch.autocast(scores.device.type, enabled=False):
             return fair_predictions(
                 constraints, scores, groups, targets, bounds, weights, missing_group,
-                group_counts, backend, objective, smoothing, classes,
+                group_counts, backend, objective, smoothing, classes, elastic,
             )  # fmt: skip
     if smoothing != 0:
         check_objective(objective, smoothing)
@@ -166,7 +193,8 @@ def fair_predictions(
         missing_group=missing_group, group_counts=group_counts, objective=objective,
         classes=classes,
     )  # fmt: skip
-    x, solution = solve_detached(problem, backend, smoothing, center=center)
+    solver = solve_elastic if elastic else solve_detached
+    x, solution = solver(problem, backend, smoothing, center=center)
     if read is not None:
         x = read(x).to(scores.dtype)  # the solution stays in the variables of its problem
     elif x.dtype != scores.dtype:

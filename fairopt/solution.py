@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairopt.problem import LP, QP, Problem, Rows, trusted
+from fairopt.problem import LP, QP, Problem, Rows, row_name, trusted
 
 # What "guaranteed" means: worst excess of a row over its side, relative to the row's scale.
 ROW_PRECISION = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -33,6 +33,10 @@ class Status(enum.Enum):
     )
     INFEASIBLE = (
         "no point satisfies all rows within the bounds; loosen a tolerance or widen the bounds"
+    )
+    ELASTIC = (
+        "no point satisfies all rows within the bounds; this is the one nearest to the scores of "
+        "those with the least total violation, and Solution.exceeded says by how much"
     )
     UNBOUNDED = (
         "the objective falls without end; bound the variables, or add a quadratic term in the "
@@ -86,6 +90,8 @@ class Solution:
         row_dual: y, ``(B, m)``, float64, detached. Not unique when rows depend on each other. For
             an infeasible problem it is the proof: every point within the bounds has y.(A x) above
             the sum of y_r times the side that y_r pushes to; rows with y_r = 0 have no part in it.
+            For an elastic one it belongs to the problem in which each row may be exceeded at a
+            price; see ``fairopt.elastic``.
         status: one per problem.
         backend: name of the backend.
         iterations: one per problem.
@@ -140,11 +146,40 @@ class Solution:
         kept = {**self.__dict__, "x": x}
         kept.pop("residuals", None)  # computed from the other x, as is bound_dual
         kept.pop("bound_dual", None)
+        kept.pop("excess", None)
         return trusted(Solution, **kept)
 
     def detach(self) -> Solution:
         """The same solution with x cut from its history."""
         return self.with_x(self.x.detach()) if self.x.requires_grad else self
+
+    @cached_property
+    def excess(self) -> Tensor:
+        """How far each row is beyond its side, max(A x - u, l - A x, 0): ``(B, m)``, float64.
+
+        In the row's own units. What is within the promised precision is rounding, not excess, and
+        is not taken away.
+        """
+        value = self.problem.rows.apply(self.x.detach())
+        above, below = value - self.problem.u.double(), self.problem.l.double() - value
+        return torch.maximum(above, below).clamp(min=0)
+
+    @property
+    def exceeded(self) -> dict[str, float]:
+        """Names of the rows that do not hold and by how much, the worst of the batch first.
+
+        Rows hold if they do to the promised precision; see ``residuals``. Rows of one name count
+        together.
+        """
+        problem, x = self.problem, self.x.detach()
+        limit = ROW_PRECISION.get(x.dtype, torch.finfo(x.dtype).eps)
+        beyond = row_excess(problem.rows, problem.l, problem.u, x) > limit
+        worst = torch.where(beyond, self.excess, 0.0).amax(0)
+        found: dict[str, float] = {}
+        for r in worst.argsort(descending=True).tolist():
+            if worst[r] > 0:
+                found.setdefault(row_name(problem, r), float(worst[r]))
+        return found
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -154,9 +189,11 @@ class Solution:
     def __str__(self) -> str:
         batch, m, n = self.problem.shape
         words = {s.name.lower() for s in self.status}
+        beyond = self.exceeded if Status.ELASTIC in self.status else {}
+        shown = "".join(f"; '{name}' exceeded by {by:.4g}" for name, by in beyond.items())
         return (
             f"Solution by {self.backend}: {', '.join(sorted(words))}, {batch} x {n} variables, "
-            f"{m} rows; {self.residuals}"
+            f"{m} rows; {self.residuals}{shown}"
         )
 
 

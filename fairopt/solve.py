@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from fairopt import backends
 from fairopt.backends import Backend
+from fairopt.conflicts import explain
 from fairopt.errors import (
     BackendNotFoundError,
     ConvergenceError,
@@ -166,7 +168,7 @@ def checked(solver: Backend, problem: Problem) -> Solution:
     if not (solver.capabilities.certifies or solution.verified):
         solution = judged(solver, problem, solution)
     if set(solution.status) != {Status.SOLVED}:
-        raise failure(solver, solution)
+        raise failure(solver.name, solution)
     return solution
 
 
@@ -215,13 +217,37 @@ def judged(solver: Backend, problem: Problem, solution: Solution) -> Solution:
     return replace(solution, status=status)
 
 
-def failure(solver: Backend, solution: Solution) -> FairoptError:
+def attempt(problem: QP) -> Solution:
+    """The solution by the first backend that takes the problem, judged, whatever its status."""
+    refusal: UnsupportedProblemError | None = None
+    for solver in able(problem):
+        try:
+            solution = answered(solver, problem)
+        except UnsupportedProblemError as error:
+            refusal = error
+            continue
+        if solver.capabilities.certifies or solution.verified:
+            return solution
+        return judged(solver, problem, solution)
+    assert refusal is not None
+    raise refusal
+
+
+def refusal_of(solution: Solution) -> FairoptError:
+    """Our error for the problems of a batch that failed otherwise than by being infeasible."""
+    kept = tuple(
+        Status.SOLVED if status is Status.INFEASIBLE else status for status in solution.status
+    )
+    return failure(solution.backend, replace(solution, status=kept))
+
+
+def failure(backend: str, solution: Solution) -> FairoptError:
     """Our error for the problems of a batch that were not solved; it speaks of the first."""
     failed = [b for b, status in enumerate(solution.status) if status is not Status.SOLVED]
     index = failed[0]
     status = solution.status[index]
     others = f" ({len(failed)} of {len(solution.status)} failed)" if len(failed) > 1 else ""
-    message = f"backend {solver.name!r}, problem {index} of the batch{others}: {status.value}"
+    message = f"backend {backend!r}, problem {index} of the batch{others}: {status.value}"
     if status is Status.NONCONVEX:
         return ProblemError(message)
     solution = solution.detach()
@@ -230,14 +256,13 @@ def failure(solver: Backend, solution: Solution) -> FairoptError:
     if status is Status.INFEASIBLE:
         share = solution.row_dual[index].abs()
         top = float(share.max()) if len(share) else 0.0
-        found = (share > 1e-9 * top).nonzero().squeeze(-1).tolist()
-        rows = tuple(row_name(solution.problem, r) for r in found)
-        shown = ", ".join(f"'{row}'" for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
+        found = tuple((share > 1e-9 * top).nonzero().squeeze(-1).tolist())
         return InfeasibleError(
-            f"{message}; the rows in conflict are {shown or 'not known'}",
+            message,
             batch=index,
-            rows=rows,
+            rows=tuple(row_name(solution.problem, r) for r in found),
             solution=solution,
+            explain=partial(explain, solution.problem, index, found, attempt),
         )
     one = {k: f"{float(v[index]):.1e}" for k, v in vars(solution.residuals).items()}
     shown = ", ".join(f"{k} {v}" for k, v in one.items())

@@ -982,9 +982,24 @@ def advance(C, l, u, low, high, H, mass, s, h, size, rounding, numbers, counts, 
     if proves_infeasible(C, l, u, y, low, high):
         target[:] = y
         return INFEASIBLE
+    ray = np.zeros(m)
+    # Beside a multiplier that grows without end, those of rows that do hold are rounding; with them
+    # it would prove nothing where bounds are infinite.
+    largest_y = 0.0
+    for r in range(m):
+        largest_y = max(largest_y, abs(y[r]))
+    stripped = False
+    for r in range(m):
+        if abs(y[r]) > 1e-9 * largest_y:
+            ray[r] = y[r]
+        elif y[r] != 0.0:
+            stripped = True
+    if stripped and proves_infeasible(C, l, u, ray, low, high):
+        target[:] = ray
+        return INFEASIBLE
+    ray[:] = 0.0
 
     D = np.empty(K)
-    ray = np.zeros(m)
     model(h, H, D, numbers, counts)
     counts[ITERATION] += 1
     solved = newton_step(C, l, u, floor, s, D, y, target, dt, ray)
