@@ -38,7 +38,7 @@ from fairopt import (
     residuals,
     solve,
 )
-from fairopt.backends import get
+from fairopt.backends import Numba, get
 from fairopt.kkt import adjoint
 from fairopt.refine import proves_infeasible
 
@@ -275,6 +275,15 @@ def test_a_batch_with_shared_groups_equals_its_problems() -> None:
         assert (alone[0][b] - together[0][b]).abs().max() <= 1e-10
         total = total + alone[1]
     assert float((total - together[1]).abs()) <= 1e-9 * float(1 + total.abs())
+
+
+def test_a_large_batch_is_shared_by_threads_and_comes_out_the_same() -> None:
+    scores = torch.stack([sample(1_000, 5, seed=s)[0] for s in range(9)])  # see tests/conftest.py
+    groups = torch.arange(1_000) % 3
+    problem = formulate(DemographicParity(0.01), scores, groups, bounds=(0, 1), classes=5)
+    several, one = (solve(problem, backend=Numba(threads=t)) for t in (2, 1))
+    assert torch.equal(several.x, one.x)
+    assert torch.equal(several.row_dual, one.row_dual)
 
 
 def test_backends_have_the_same_gradients_of_all_inputs() -> None:

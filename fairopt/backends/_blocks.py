@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fairopt.backends import _simplex as kernels
 from fairopt.backends._projection import CONVERGED, INFEASIBLE
+from fairopt.backends._threads import in_parallel
 from fairopt.block_rows import BlockRows
 from fairopt.errors import UnsupportedProblemError
 from fairopt.kkt import Adjoint, least_norm
@@ -99,8 +100,8 @@ def of_blocks(problem: QP, n: int, C: int) -> Tensor:
     return each
 
 
-def solve_blocks(problem: QP, backend: str) -> Solution:
-    """Solve a batch; see ``_simplex``."""
+def solve_blocks(problem: QP, backend: str, workers: int = 1) -> Solution:
+    """Solve a batch, its problems by so many threads; see ``_simplex``."""
     begun = time.perf_counter()
     data = Blocks(problem)
     batch, m, K, C = data.A.shape
@@ -110,10 +111,16 @@ def solve_blocks(problem: QP, backend: str) -> Solution:
     status, passes = np.empty(batch, np.int64), np.empty(batch, np.int64)
     tight = np.empty((batch, m), np.uint8)
     precision = ROW_PRECISION[problem.q.dtype]
-    failures = kernels.solve(
-        data.A, data.l, data.u, *data.samples, problem.q.dtype == torch.float32, precision,
-        0, batch, x, theta, y, T, status, passes, worst, tight,
-    )  # fmt: skip
+    single = problem.q.dtype == torch.float32
+
+    def some(first: int, last: int) -> int:
+        failed: int = kernels.solve(
+            data.A, data.l, data.u, *data.samples, single, precision, first, last,
+            x, theta, y, T, status, passes, worst, tight,
+        )  # fmt: skip
+        return failed
+
+    failures = sum(in_parallel(some, batch, workers))
     return trusted(
         Solution,
         problem=problem,

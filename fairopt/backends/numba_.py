@@ -76,7 +76,8 @@ class Numba(Backend):
         if isinstance(problem.rows, BlockRows):
             from fairopt.backends._blocks import solve_blocks  # compiled code that few need
 
-            return solve_blocks(problem, self.name)
+            workers = self.workers(*problem.q.shape)
+            return solve_blocks(problem, self.name, workers)
         begun = time.perf_counter()
         _, m, n = problem.shape
         if m > max(n, MOST_ROWS) and not isinstance(problem.rows, CellRows):
