@@ -44,7 +44,7 @@ from fairopt.backends._projection import (
 )
 from fairopt.combinations import class_sums
 from fairopt.compiled import compiled
-from fairopt.solution import TINY
+from fairopt.solution import TINY, WEAK
 
 __all__ = [
     "absolute_scale",
@@ -52,11 +52,14 @@ __all__ = [
     "cell_tilts",
     "class_sums",
     "compress",
+    "drop_weak",
     "excess",
     "factorise_classes",
     "gram",
     "independent",
+    "near",
     "normals",
+    "reach_of",
     "row_tilts",
     "row_values",
     "tight_sides",
@@ -659,6 +662,45 @@ def excess(end, of, value, member, absolute, l, u, mass, s, size, S):  # type: i
         elif a[r] < l[r]:
             worst = max(worst, (l[r] - a[r]) / (scale + abs(l[r]) + TINY))
     return worst
+
+
+@compiled()
+def drop_weak(end, of, value, member, absolute, l, u, mass, s, size, S, H, y):  # type: ignore[no-untyped-def]
+    """``_projection.drop_weak``; the classes of one row are disjoint."""
+    classes, pull = np.empty(S), np.empty(l.shape[0])
+    class_sums(member, H, classes)
+    row_values(end, of, value * value, classes, pull)
+    largest = largest_mean(size, mass)
+    for r in range(l.shape[0]):
+        if y[r] == 0.0 or l[r] == u[r]:
+            continue
+        side = abs(u[r] if y[r] > 0.0 else l[r])
+        if abs(y[r]) * pull[r] <= WEAK * (absolute[r] * largest + side):
+            y[r] = 0.0
+
+
+@compiled()
+def reach_of(end, of, value, member, S, y):  # type: ignore[no-untyped-def]
+    """``_projection.reach_of``."""
+    classes, cells = np.empty(S), np.empty(member.shape[0])
+    row_tilts(end, of, np.abs(value), np.abs(y), classes)
+    cell_tilts(member, classes, cells)
+    return cells.max()
+
+
+@compiled()
+def near(end, of, member, S, rows):  # type: ignore[no-untyped-def]
+    """Which cells some of the rows look at."""
+    classes = np.zeros(S, np.bool_)
+    for r in range(rows.shape[0]):
+        if rows[r]:
+            for e in range(end[r], end[r + 1]):
+                classes[of[e]] = True
+    out = np.zeros(member.shape[0], np.bool_)
+    for k in range(member.shape[0]):
+        for f in range(member.shape[1]):
+            out[k] |= classes[member[k, f]]
+    return out
 
 
 @compiled()

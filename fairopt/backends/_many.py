@@ -39,7 +39,7 @@ PLAIN_LENGTH = 1e-5, 1e-11
 
 
 class Blurred(Exception):
-    """The rank is not plain."""
+    """The rank is not plain, or other multipliers could hold samples that sit at a bound."""
 
 
 class Many:
@@ -152,6 +152,8 @@ class Many:
             each(workers, lambda c: one_pass(c, True, 0))
             s, _, size = parts[:3].sum(1)
         common = end, of, value, self.member, absolute, l, u, mass, s, size, S
+        if status == kernels.CONVERGED:
+            classes.drop_weak(*common, H, self.y[b])
         classes.tight_sides(*common, self.precision, self.tight[b])
         self.worst[b] = classes.excess(*common)
         if status == kernels.INFEASIBLE:
@@ -178,7 +180,14 @@ class Many:
         data, workers = self.data, self.workers
         cut = [len(g) * c // workers for c in range(workers + 1)]
         sums = np.empty((2, workers, self.K))
-        given = data.q[b], *data.of(b), data.cell[b], self.T[0, b], self.T[1, b], g
+        table, y = (*self.tables[b], self.member, self.S), self.y[b]
+        reach = classes.reach_of(*table, y)
+        at = data.q[b], *data.of(b), data.cell[b], self.T[0, b], self.T[1, b], reach
+        tight = (y != 0) | (self.fixed.l[b] == self.fixed.u[b]) | (self.tight[b] != 0)
+        end, of, _, member, S = table
+        if tight.any() and kernels.any_open(classes.near(end, of, member, S, tight), *at):
+            raise Blurred
+        given = *at, g
 
         def accumulate(c: int) -> None:
             kernels.adjoint_sums(*given, cut[c], cut[c + 1], sums[0, c], sums[1, c])

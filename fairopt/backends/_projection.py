@@ -57,6 +57,7 @@ __all__ = [
     "adjoint_sums",
     "adjoint_write",
     "advance",
+    "any_open",
     "at",
     "cell_limits",
     "count",
@@ -470,12 +471,20 @@ def is_open(C, tight, q, inverse, w, lb, ub, cell, t_hi, t_lo, reach):  # type: 
     (``fairopt.clipped``). One look at a few samples in the usual case.
     """
     m, K = C.shape
-    state = np.zeros(K, np.uint8)  # 1: no sample strictly inside yet; 2: one without multiplier
-    unseen = 0
+    near = np.zeros(K, np.bool_)
     for k in range(K):
         for r in range(m):
             if tight[r] and C[r, k] != 0.0:
-                state[k] = 1
+                near[k] = True
+    return any_open(near, q, inverse, w, lb, ub, cell, t_hi, t_lo, reach)
+
+
+@compiled()
+def any_open(near, q, inverse, w, lb, ub, cell, t_hi, t_lo, reach):  # type: ignore[no-untyped-def]
+    """``is_open``, given which cells a tight row looks at."""
+    state = near.astype(np.uint8)  # 1: no sample strictly inside yet; 2: one without multiplier
+    unseen = 0
+    for k in range(near.shape[0]):
         unseen += state[k]
     for i in range(cell.shape[0]):
         if unseen == 0:
@@ -493,7 +502,7 @@ def is_open(C, tight, q, inverse, w, lb, ub, cell, t_hi, t_lo, reach):  # type: 
         elif is_free(q[i], p, wi, lo, up, t_hi[k], t_lo[k], reach):
             state[k] = 2
     found = False
-    for k in range(K):
+    for k in range(near.shape[0]):
         found = found or state[k] == 2
     return found
 
