@@ -38,7 +38,7 @@ from fairopt import (
     project,
     solve,
 )
-from fairopt import classes as classes_of
+from fairopt import row_classes as classes_of
 from fairopt.backends import Numba, _classes, _many
 from fairopt.backends._many import Many
 from fairopt.combinations import number
