@@ -44,6 +44,9 @@ Objective: TypeAlias = Literal["l2", "l1", "linf", "utility"]
 
 Read: TypeAlias = Callable[[Tensor], Tensor]
 
+# Of the terms of A c.
+ROUNDING = 4e-15
+
 OBJECTIVES = ("l2", "l1", "linf", "utility")
 
 
@@ -111,17 +114,32 @@ def least_total_change(stated: Stated, center: Tensor) -> LP:
     # Weight 0: the sample counts for nothing, and is moved to nothing but the bounds.
     each = center.new_ones(()) if weight is None else torch.where(weight > 0, weight, 1.0)
     cost = each.expand_as(center)
-    shift = stated.rows.apply(center)
     return program(
         torch.cat([cost, cost], -1),
         mirrored(stated.rows),
-        stated.l - shift,
-        stated.u - shift,
+        *shifted(stated, center),
         center.new_zeros(()),
         torch.cat([upper - center, center - lower], -1),
         stated.names,
         stated,
     )
+
+
+def shifted(stated: Stated, center: Tensor) -> tuple[Tensor, Tensor]:
+    """l - A c and u - A c, zero where c meets the side but for rounding.
+
+    The rounding of a difference has no meaning, and changes of that size no precision to hold it.
+    """
+    value = stated.rows.apply(center)
+    plain = center.detach().abs()
+    rounding = ROUNDING * stated.rows.detach().absolute().apply(plain)
+
+    def moved(side: Tensor) -> Tensor:
+        side = side - value
+        near = side.detach().abs() <= rounding
+        return torch.where(near, side - side.detach(), side)  # zero, with its history
+
+    return moved(stated.l), moved(stated.u)
 
 
 def mirrored(rows: Rows) -> Rows:
@@ -151,15 +169,15 @@ def least_largest_change(stated: Stated, center: Tensor) -> LP:
     above, below = least + forced, forced - least
     if counts is not None:
         above, below = torch.where(counts, above, top), torch.where(counts, below, bottom)
-    shift = stated.rows.apply(center)
+    l, u = shifted(stated, center)
     # What no change can exceed, and more: a bound that holds nothing, but lets every proof of
     # infeasibility be a finite sum.
     most = 1 + 2 * (high.detach() - low.detach()).amax(-1, keepdim=True)
     return program(
         torch.nn.functional.pad(torch.zeros_like(center), (0, 1), value=1.0),
         with_largest(stated.rows, n),
-        torch.cat([stated.l - shift, bottom.expand_as(above), below], -1),
-        torch.cat([stated.u - shift, above, top.expand_as(below)], -1),
+        torch.cat([l, bottom.expand_as(above), below], -1),
+        torch.cat([u, above, top.expand_as(below)], -1),
         torch.cat([low, low.new_zeros(batch, 1)], -1),
         torch.cat([high, most], -1),
         (*stated.names, *names_of_changes(n)),
