@@ -49,16 +49,20 @@ from fairopt.conflicts import is_small
 from fairopt.errors import ConvergenceError, InfeasibleError, UnsupportedProblemError
 from fairopt.problem import LP, QP, CellRows, DenseRows, Problem, Rows, SparseRows, trusted
 from fairopt.reach import Project, Reach, linear_optimum, points, proof_rows, reach, told
-from fairopt.solution import ROW_PRECISION, Solution, Status
+from fairopt.solution import ROW_PRECISION, Solution, Status, row_excess
 from fairopt.solve import attempt, refusal_of, solve_detached
 
 __all__ = ["confined", "least_violation", "solve_elastic"]
 
-# A multiplier within this share of 0 or of its limit is that number but for rounding.
+# A multiplier within this share of its limit is that limit but for rounding.
 ROUNDING = 1e-9
+# One that is this small beside the others, on rows of unit length, is zero; so is a sum of terms
+# that are this much larger.
+NOTHING = 1e-8
 # How far V may be from its lower bound, relative to it.
-CERTIFIED = 1e-9
+CERTIFIED = 1e-8
 ROUNDS = 30  # in which rows are added
+MISSED = 1e-11  # relative excess that is not rounding
 
 
 def solve_elastic(
@@ -186,8 +190,12 @@ def least_violation(problem: Problem, project: Project) -> tuple[Tensor, Tensor]
             left = confined(every, z)
             assert isinstance(left, QP)
             answer = project(left)
-            found = told(answer, Status.SOLVED)
-            more = proof_rows(answer) & ~rows
+            solved = told(answer, Status.SOLVED)
+            # Rows that nothing moves any more were not asked to hold.
+            missed = row_excess(every.rows, every.l, every.u, answer.x) > MISSED
+            missed = missed & solved.unsqueeze(-1) & ~rows
+            found = solved & ~missed.any(-1)
+            more = (proof_rows(answer) & ~rows) | missed.any(0)
             if bool(found.all()) or not bool(more.any()):
                 break
             rows = rows | more
@@ -224,8 +232,10 @@ def priced(small: Reach, project: Project) -> tuple[Tensor, Tensor]:
         project,
         torch.cat([torch.zeros_like(small.low), zero, zero], -1),
     )  # fmt: skip
+    size = found.y.abs()
     z = (found.y / price).clamp(-1, 1)
-    z = torch.where(z.abs() <= ROUNDING, 0.0, torch.where(z.abs() >= 1 - ROUNDING, z.sign(), z))
+    z = torch.where(size <= NOTHING * size.amax(-1, keepdim=True), 0.0, z)
+    z = torch.where(z.abs() >= 1 - ROUNDING, z.sign(), z)
     return z, found.solved
 
 
@@ -233,13 +243,16 @@ def push(problem: Problem, z: Tensor) -> Tensor:
     """t = A^T z, ``(B, n)``, zero where it is that but for rounding."""
     t = problem.rows.transpose_apply(z)
     size = problem.rows.absolute().transpose_apply(z.abs())
-    return torch.where(t.abs() <= ROUNDING * size, 0.0, t)
+    end = torch.where(t > 0, problem.lb, problem.ub)
+    limit = torch.where(torch.isinf(end), 1e2 * NOTHING, NOTHING)  # no one is held at infinity
+    return torch.where(t.abs() <= limit * size, 0.0, t)
 
 
 def confined(problem: Problem, z: Tensor) -> Problem:
     """The problem on the points of least total violation, with the history of its data."""
     t = push(problem.detach(), z)
     l, u, lb, ub = problem.l, problem.u, problem.lb, problem.ub
+    t = torch.where(torch.isinf(torch.where(t > 0, lb, ub)), 0.0, t)
     lower, upper = torch.where(t < 0, ub, lb), torch.where(t > 0, lb, ub)
     # A row that no variable can move any more holds because z is optimal; said again, it would
     # hold but for rounding.

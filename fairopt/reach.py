@@ -194,7 +194,8 @@ def dual_bound(problem: LP, x: Tensor, y: Tensor) -> Tensor:
     d = problem.c + problem.rows.transpose_apply(y)
     size = problem.c.abs() + problem.rows.absolute().transpose_apply(y.abs())
     end = torch.where(d > 0, problem.lb, problem.ub)
-    rounding = d.abs() <= 1e-11 * size
+    # Beside multipliers near 1 those of rows that carry nothing are rounding themselves.
+    rounding = d.abs() <= torch.maximum(1e-11 * size, 1e-13 * size.amax(-1, keepdim=True))
     end = torch.where(torch.isinf(end) & rounding, x, end)
     least = torch.where(d == 0, 0.0, d * end).sum(-1)
     side = torch.where(y > 0, problem.u, problem.l)

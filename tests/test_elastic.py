@@ -20,6 +20,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.autograd import gradcheck
 
+import fairopt.reach
 from fairopt import (
     LP,
     QP,
@@ -540,3 +541,43 @@ def test_where_rows_tell_what_a_prediction_is(other: dict[str, Any], match: str)
             torch.rand(4, 3), torch.arange(4), DemographicParity(0.1), bounds=None, elastic=True,
             **other,
         )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------
+# Many rows: the linear program begins with few
+# ---------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=80)
+@given(conflicting_cases(20))
+def test_beginning_with_few_rows_finds_the_same(case: Case) -> None:
+    problem = written(case)
+    x, solution = solve_elastic(problem, "numba")
+    assume(solution.status[0] is Status.ELASTIC)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fairopt.reach, "FEW_ROWS", 0)
+        patched.setattr(fairopt.reach, "FEW_ENTRIES", 0)
+        grown, other = solve_elastic(problem, "numba")
+    size = max(1.0, float(x.abs().max()))
+    torch.testing.assert_close(grown, x, rtol=0, atol=1e-9 * size)
+    torch.testing.assert_close(other.excess.sum(-1), solution.excess.sum(-1), rtol=1e-9, atol=1e-12)
+
+
+def test_many_rows_and_cells() -> None:
+    """93 rows over hundreds of cells; two problems whose rows in conflict differ."""
+    n = 600
+    generator = torch.Generator().manual_seed(0)
+    groups = {f"a{i}": torch.randint(0, 6, (n,), generator=generator) for i in range(6)}
+    scores = torch.rand(2, n, generator=generator, dtype=torch.float64)
+    low, high = torch.zeros(2, n).double(), torch.ones(2, n).double()
+    for b, name in enumerate(("a0", "a3")):
+        low[b] = torch.where(groups[name] == 0, 0.5, 0.0)
+        high[b] = torch.where(groups[name] == 0, 1.0, 0.4)
+    parity = [DemographicParity(0.02, on=name) for name in groups]
+    problem = formulate(parity, scores, groups, bounds=(low, high))
+    _, solution = solve_elastic(problem, "numba")
+    assert solution.status == (Status.ELASTIC, Status.ELASTIC)
+    is_nearest(solution)
+    for b in range(2):
+        least = least_total(problem, b)
+        assert float(solution.excess[b].sum()) == pytest.approx(least, rel=1e-7)

@@ -22,6 +22,7 @@ from conflicting import (
 from hypothesis import assume, given, settings
 from problems import Case
 
+import fairopt.reach
 from fairopt import (
     LP,
     QP,
@@ -399,3 +400,27 @@ def test_soft_groups_that_are_alike_ask_for_nothing() -> None:
     torch.testing.assert_close(solve(problem).x[0], scores, rtol=0, atol=1e-15)
     one = torch.tensor([[0.1, 0.2, 0.7]], dtype=torch.float64)  # a single sample
     assert project(scores[:1], {"race": one}, DemographicParity(0.0), bounds=(0.7, None)) == 0.7
+
+
+@settings(max_examples=80)
+@given(conflicting_cases(20))
+def test_beginning_with_few_rows_finds_the_same(case: Case) -> None:
+    try:
+        problem = formulate(
+            case.constraints, case.scores, case.groups, case.targets, bounds=case.bounds,
+            weights=case.weights,
+        )  # fmt: skip
+        solve(problem, backend="numba")
+    except ProblemError:
+        assume(False)
+    except InfeasibleError as raised:
+        assume(raised.conflict is not None and raised.conflict.addition > CLEAR)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(fairopt.reach, "FEW_ROWS", 0)
+            patched.setattr(fairopt.reach, "FEW_ENTRIES", 0)
+            grown = explain(problem.detach(), 0, (), attempt)
+        assert grown is not None and raised.conflict is not None
+        assert grown.addition == pytest.approx(raised.conflict.addition, rel=1e-8)
+        expected = raised.conflict.factor
+        assert grown.factor == (expected and pytest.approx(expected, rel=1e-8))
+        assert len(grown.rows) == len(raised.conflict.rows) or not grown.smallest
