@@ -401,26 +401,8 @@ def parity_agrees(parity: Parity, g: Tensor) -> dict[str, Tensor] | None:
             assert other.value.batch == first.batch
         return None
     asked = leaves(parity)
-    inputs = asked.inputs
-    if False:
-        inputs = {k: v for k, v in inputs.items() if k in ("scores", "targets")}
-    return inputs_agree(lambda name: solve(asked.problem(), backend=name).x, inputs, g, backends)
-
-
-def clipped_out(problem: QP, x: Tensor) -> bool:
-    """Whether some tight rows would be independent but for variables at their bounds.
-
-    Equal means of groups that are clipped as a whole, say. Whether row or bound holds a variable is
-    then open, and with it which of the two gets the gradient.
-    """
-    A = problem.rows.to_dense().matrix
-    value = problem.rows.apply(x)
-    tight = torch.minimum((value - problem.l).abs(), (value - problem.u).abs()) < 1e-9
-    free = (x > problem.lb) & (x < problem.ub)
-    rank = torch.linalg.matrix_rank
-    return any(
-        int(rank(a[t], tol=1e-9)) != int(rank(a[t][:, f], tol=1e-9)) if bool(t.any()) else False
-        for a, t, f in zip(A, tight, free, strict=True)
+    return inputs_agree(
+        lambda name: solve(asked.problem(), backend=name).x, asked.inputs, g, backends
     )
 
 
