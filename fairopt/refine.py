@@ -37,6 +37,7 @@ __all__ = ["Point", "finish", "proves_infeasible", "refine", "refined", "sharpen
 ROUNDS = 10  # steps from one active set to the next, which may cycle
 ASCENTS = 100  # multipliers dropped one by one; each makes progress
 EXACT = 1e-15  # relative to the size of the terms: nothing is left to correct
+CANCELLED = 1e-14  # of its terms: a difference is zero but for rounding
 # A multiplier that moves its row by less than this share of the row's scale is taken for zero: the
 # row is weakly active, which counts as inactive. Above rounding, below the promise of 1e-12.
 WEAK = 1e-13
@@ -246,7 +247,11 @@ class Refinement:
         dx, dy = self.reduced(
             self.problem, active, free, self.d, -gradient(self.problem, x, y), miss
         )
-        return self.clip(x + dx), y + dy
+        new = x + dx
+        # What cancels to rounding is zero. Where the solution is zero nothing else says how small
+        # is small; where it is not, the next step starts from there.
+        new = torch.where(new.abs() <= CANCELLED * x.abs(), 0.0, new)
+        return self.clip(new), y + dy
 
     def ascend(self, p: Point, stuck: Tensor) -> tuple[Tensor, Tensor]:
         """Multipliers with another active set, ``(B, m)``, and which problems got such, ``(B,)``.
