@@ -18,12 +18,13 @@ so that v, the gradient of scores, is the same whichever multiplier was returned
 What the gradients of rows, sides and bounds are. The y that is shortest counts, on rows of unit
 length in the metric of P^-1 over all variables, and the w that goes with it. It is unique, for its
 square is strictly convex and w follows from y; and it depends on x and the data alone. It leaves to
-the bounds what bounds can hold, and a row takes over only what they cannot. With x_1 = x_2 = 1 = ub,
-scores 3 and 1/2 and the row 0 <= x_1 - x_2 <= u at u = 0 it is w_1 = 2 - y, w_2 = y - 1/2, so
-y = 1/2: bound 1 holds x_1, the row holds x_2. And so it is: when u rises from 0, x_2 falls. Only
-that side has feasible points, and its derivative is the answer. The longest, y = 2, would say that
-x_1 rises, beyond its bound. For one row this is general, because relaxing a side by du changes the
-optimal value by -du min |y|, and tightening it by du max |y|. For several rows that one tolerance
+the bounds what bounds can hold, and a row takes over only what they cannot. With the bound
+x_1 = x_2 = 1, scores 3 and 1/2 and the row 0 <= x_1 - x_2 <= u at u = 0 it is w_1 = 2 - y and
+w_2 = y - 1/2, so y = 1/2: bound 1 holds x_1, the row holds x_2. And so it is: when u rises from 0,
+x_2 falls. Only that side has feasible points, and its derivative is the answer. The longest, y = 2,
+would say that x_1 rises, beyond its bound. For one row this is general, because relaxing a side by
+du changes the optimal value by -du min |y|, and tightening it by du max |y|.
+For several rows that one tolerance
 relaxes it would take the smallest sum of |y_r|; the shortest need not have that, and the gradient
 of their common tolerance is then the convention's, as for dependent rows (``fairopt.ties``).
 

@@ -35,9 +35,9 @@ Activity. The upper side of a row is active if its multiplier exceeds its slack,
 with |.| in the metric of P^-1 (so that both sides have one unit); a row whose sides meet is always
 active; the same for bounds. The rule needs no threshold, and it is right also at a solver's own
 accuracy. A weakly active row or bound (zero multiplier but for rounding, zero slack) counts as
-inactive: one element of the generalised Jacobian, and what ``torch.clamp`` does at its boundary. Where several
-multipliers belong to x the shortest decides (``fairopt.ties``; jointly with the bounds,
-``fairopt.clipped``).
+inactive: one element of the generalised Jacobian, and what ``torch.clamp`` does at its boundary.
+Where several multipliers belong to x the shortest decides (``fairopt.ties``; jointly with the
+bounds, ``fairopt.clipped``).
 """
 
 from __future__ import annotations

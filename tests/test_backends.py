@@ -197,16 +197,6 @@ def test_a_backend_without_its_package_says_how_to_get_it(
     assert solve(problem()).backend in backends.available()  # auto passes it over
 
 
-def test_every_built_in_backend_has_its_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is installed here: pretend that nothing is."""
-    monkeypatch.setattr("fairopt.backends._entry.find_spec", lambda package: None)
-    monkeypatch.setattr(backends, "loaded", {})
-    for name, entry in backends.registry.items():
-        if entry.package is not None:
-            with pytest.raises(BackendNotFoundError, match=f"'{name}' needs .*: pip install "):
-                backends.get(name)
-
-
 def test_an_unknown_name_lists_those_there_are() -> None:
     with pytest.raises(BackendNotFoundError) as caught:
         backends.get("nunba")

@@ -263,15 +263,6 @@ def test_a_limit_is_a_stall(options: dict[str, Any]) -> None:
     assert error.value.solution.status == (Status.STALLED,) * 2
 
 
-def test_a_solver_that_raises_is_our_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("out of cheese")
-
-    monkeypatch.setattr(highs_, "linprog", broken)
-    with pytest.raises(ConvergenceError, match="'highs' raised RuntimeError: out of cheese"):
-        solve(parity(), backend="highs")
-
-
 def test_a_solver_that_lies_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     true = highs_.linprog
 
