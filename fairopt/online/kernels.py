@@ -468,7 +468,7 @@ def prices(found, rows, settings, width, sigma, l, u, kappa, offset, y):
         most = settings[MOST_MARGIN] * 0.5 * (high - low)
         if math.isinf(most):
             most = 0.1 * settings[MOST_MARGIN] * width
-                root = math.sqrt(count)
+        root = math.sqrt(count)
         margin = min(settings[MARGIN] * sigma / (root * math.sqrt(root)), most)
         l[r], u[r] = low + margin, high - margin
         ratio = settings[STEP] * root
