@@ -92,7 +92,8 @@ def hard_batch(
         y = np.zeros(int(here.sum()))
         x = np.empty(n)
         kernels().project(
-            samples.scores, opened.weight, np.arange(n), np.ascontiguousarray(opened.A[here]), base,
+            samples.scores, opened.weight, np.zeros(0, np.int64), 0, n,
+            np.ascontiguousarray(opened.A[here]), n, base,
             *np.ascontiguousarray(opened.sides[here].T), price, np.zeros_like(y), lo, hi, x, y,
             kernels().workspace(len(y), n),
         )  # fmt: skip

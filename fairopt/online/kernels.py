@@ -14,7 +14,8 @@ a billion additions lose nothing that a double could show:
 C[r, f, k] * (sum of w v_f x in k) + constant, where v_0 = 1.
 
 The rule, its letters and its proofs are in ``docs/streaming.md``. Fast-math stays off everywhere:
-it would undo the compensated sums.
+it would undo the compensated sums. What runs for each sample is inlined by Numba, not left to LLVM:
+between functions Numba counts references to every array, which took half of the time.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def add_product(sums, q, k, a, b):
         add(sums, q, k, e)
 
 
-@compiled()
+@compiled(inline="always")
 def accumulate(sums, counts, count, sign, cell, chances, weight, x, y, v, first, last):
     """Add samples first <= i < last to the sums, or with sign -1 take them away.
 
@@ -159,7 +160,7 @@ def merge_sums(into, other, where):
             add(into, q, where[k], other[1, q, k])
 
 
-@compiled()
+@compiled(inline="always")
 def combined(sums, pending, out):
     """The sums as doubles, with what is expected of samples whose targets have not come."""
     for q in range(sums.shape[1]):
@@ -167,7 +168,7 @@ def combined(sums, pending, out):
             out[q, k] = (sums[0, q, k] + pending[0, q, k]) + (sums[1, q, k] + pending[1, q, k])
 
 
-@compiled()
+@compiled(inline="always")
 def evaluate(
     now, sets, index, factor, const_index, const_factor, needs, sides, mean_weight, mass, C, found
 ):
@@ -263,7 +264,7 @@ def evaluate(
             found[r, HERE] = 0.0
 
 
-@compiled()
+@compiled(inline="always")
 def spread(now):
     """Standard deviation of predictions (residuals, where there are targets) within the cells."""
     total = 0.0
@@ -277,15 +278,15 @@ def spread(now):
     return math.sqrt(total / mass) if mass > 0.0 else 0.0
 
 
-@compiled()
-def primal(s, weight, column, A, y, lo, hi, x, total, free):
+@compiled(inline="always")
+def primal(s, weight, column, first, last, A, columns, y, lo, hi, x, total, free):
     """x = clip(s - A^T y), and per column the sum of w x and the mass of the unclipped."""
-    m, columns = A.shape
+    m = len(A)
     for k in range(columns):
         total[k] = 0.0
         free[k] = 0.0
-    for i in range(len(s)):
-        k = column[i]
+    for i in range(first, last):
+        k = column[i] if len(column) > 0 else i - first
         t = 0.0
         for r in range(m):
             t += A[r, k] * y[r]
@@ -301,15 +302,15 @@ def primal(s, weight, column, A, y, lo, hi, x, total, free):
         total[k] += w * value
 
 
-@compiled()
-def row_residual(A, r, total, base, y, kappa, offset, l, u):
+@compiled(inline="always")
+def row_residual(A, columns, r, total, base, y, kappa, offset, l, u):
     """v_r - y_r / kappa_r - clip(v_r, l_r, u_r), v = value + offset: zero at the solution.
 
     Returns also v and its size, to which rounding is relative.
     """
     v = base[r] + offset[r]
     size = abs(base[r]) + abs(offset[r])
-    for k in range(A.shape[1]):
+    for k in range(columns):
         v += A[r, k] * total[k]
         size += abs(A[r, k] * total[k])
     return v - y[r] / kappa[r] - min(max(v, l[r]), u[r]), v, size
@@ -324,8 +325,10 @@ def workspace(m, columns):
     )  # fmt: skip
 
 
-@compiled()
-def project(s, weight, column, A, base, l, u, kappa, offset, lo, hi, x, y, work):
+@compiled(inline="always")
+def project(
+    s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, work
+):  # fmt: skip
     """The prediction of one batch, of least change with rows at a price.
 
         minimise  1/2 sum_i w_i (x_i - s_i)^2 + 1/2 sum_r kappa_r dist(v_r, [l_r, u_r])^2
@@ -336,7 +339,10 @@ def project(s, weight, column, A, base, l, u, kappa, offset, lo, hi, x, y, work)
     ascent on the dual, which is strictly concave with a separable kink, and so must converge.
 
     Args:
-        column: ``(n,)``, the column of A of each sample.
+        first, last: which of the samples are the batch.
+        column: ``(n,)``, the column of A of each sample; of no length where the samples of the
+            batch have each its own.
+        A: ``(m, >= columns)``.
         kappa: ``(m,)``; 0 for rows without effect.
         x: ``(n,)``, written.
         y: ``(m,)``, the multipliers to start from, overwritten.
@@ -345,7 +351,7 @@ def project(s, weight, column, A, base, l, u, kappa, offset, lo, hi, x, y, work)
     Returns:
         The largest residual, relative to the size of what it is the difference of.
     """
-    m, columns = A.shape
+    m = len(A)
     total, free, v, H, d, active = work
     for r in range(m):
         if kappa[r] == 0.0:
@@ -353,13 +359,13 @@ def project(s, weight, column, A, base, l, u, kappa, offset, lo, hi, x, y, work)
     worst = 0.0
     before = math.inf
     for _ in range(NEWTON_STEPS):
-        primal(s, weight, column, A, y, lo, hi, x, total, free)
+        primal(s, weight, column, first, last, A, columns, y, lo, hi, x, total, free)
         worst = 0.0
         count = 0
         for r in range(m):
             if kappa[r] == 0.0:
                 continue
-            residual, v[r], size = row_residual(A, r, total, base, y, kappa, offset, l, u)
+            residual, v[r], size = row_residual(A, columns, r, total, base, y, kappa, offset, l, u)
             worst = max(worst, abs(residual) / max(size, 1e-300))
             if v[r] < l[r] or v[r] > u[r]:
                 active[count] = r
@@ -392,7 +398,10 @@ def project(s, weight, column, A, base, l, u, kappa, offset, lo, hi, x, y, work)
             y[r] = 0.0
         for a in range(count):
             y[active[a]] = d[a]
-    return coordinates(s, weight, column, A, base, l, u, kappa, offset, lo, hi, x, y, total, free)
+    return coordinates(
+        s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, total,
+        free,
+    )  # fmt: skip
 
 
 @compiled()
@@ -418,7 +427,9 @@ def solve_positive(H, d, n):
 
 
 @compiled()
-def coordinates(s, weight, column, A, base, l, u, kappa, offset, lo, hi, x, y, total, free):
+def coordinates(
+    s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, total, free
+):  # fmt: skip
     """Row by row, each to its own optimum by bisection: v_r - y_r / kappa_r falls in y_r."""
     m = len(A)
     worst = 0.0
@@ -427,8 +438,8 @@ def coordinates(s, weight, column, A, base, l, u, kappa, offset, lo, hi, x, y, t
             if kappa[r] == 0.0:
                 continue
             y[r] = 0.0
-            primal(s, weight, column, A, y, lo, hi, x, total, free)
-            residual, _, _ = row_residual(A, r, total, base, y, kappa, offset, l, u)
+            primal(s, weight, column, first, last, A, columns, y, lo, hi, x, total, free)
+            residual, _, _ = row_residual(A, columns, r, total, base, y, kappa, offset, l, u)
             if residual == 0.0:
                 continue
             sign = 1.0 if residual > 0.0 else -1.0
@@ -438,25 +449,25 @@ def coordinates(s, weight, column, A, base, l, u, kappa, offset, lo, hi, x, y, t
                 if middle in (near, far):
                     break
                 y[r] = sign * middle
-                primal(s, weight, column, A, y, lo, hi, x, total, free)
-                residual, _, _ = row_residual(A, r, total, base, y, kappa, offset, l, u)
+                primal(s, weight, column, first, last, A, columns, y, lo, hi, x, total, free)
+                residual, _, _ = row_residual(A, columns, r, total, base, y, kappa, offset, l, u)
                 if residual * sign > 0.0:
                     near = middle
                 else:
                     far = middle
             y[r] = sign * far
-        primal(s, weight, column, A, y, lo, hi, x, total, free)
+        primal(s, weight, column, first, last, A, columns, y, lo, hi, x, total, free)
         worst = 0.0
         for r in range(m):
             if kappa[r] > 0.0:
-                residual, _, size = row_residual(A, r, total, base, y, kappa, offset, l, u)
+                residual, _, size = row_residual(A, columns, r, total, base, y, kappa, offset, l, u)
                 worst = max(worst, abs(residual) / max(size, 1e-300))
         if worst <= 1e-13:
             break
     return worst
 
 
-@compiled()
+@compiled(inline="always")
 def prices(found, rows, settings, width, sigma, l, u, kappa, offset, y):
     """Sides with their margins, prices, and what the memory moves: the pooled rule's numbers."""
     for r in range(len(found)):
@@ -477,7 +488,7 @@ def prices(found, rows, settings, width, sigma, l, u, kappa, offset, y):
         y[r] = rows[r, MULTIPLIER] / found[r, CURVATURE]
 
 
-@compiled()
+@compiled(inline="always")
 def remember(found, rows, settings, width, y):
     """Multipliers after a batch, and the memory, which follows them."""
     for r in range(len(found)):
@@ -521,7 +532,7 @@ def positions(scores, codes, table, sorted_codes, cell):
     return DONE, 0
 
 
-@compiled()
+@compiled(inline="always")
 def open_batch(
     cell, chances, weight, y, v, first, last, sums, pending, totals, programme, now, mass, C, found,
     base,
@@ -562,7 +573,7 @@ def open_batch(
     values(now, C, found, base)
 
 
-@compiled()
+@compiled(inline="always")
 def values(now, C, found, value):
     """The value of each row, from the sums of the predictions."""
     for r in range(len(found)):
@@ -591,7 +602,7 @@ def loadings(C, cell, chances, v, first, last, A):
             A[r, i - first] = a
 
 
-@compiled()
+@compiled(inline="always")
 def close_batch(
     cell, chances, weight, y, v, first, last, single, x, sums, pending, counts, totals, expected
 ):  # fmt: skip
@@ -635,7 +646,7 @@ def stream(
     base, l, u = np.empty(m), np.empty(m), np.empty(m)
     kappa, offset, dual = np.empty(m), np.empty(m), np.empty(m)
     A = np.empty((m, longest if soft else K))
-    places = np.arange(longest if soft else 1)
+    column = cell[:0] if soft else cell
     work = workspace(m, A.shape[1])
     mass = np.empty(len(programme[0]) + 1)
     lo, hi = settings[LOW], settings[HIGH]
@@ -655,19 +666,29 @@ def stream(
         prices(found, rows, settings, width, sigma, l, u, kappa, offset, dual)
         if soft:
             loadings(C, cell, chances, v, first, last, A)
-            column = places[: last - first]
-            columns = last - first
         else:
             for r in range(m):
                 for k in range(K):
                     A[r, k] = C[r, 0, k]
-            column = cell[first:last]
-            columns = K
-        w = weight[first:last] if len(weight) > 1 else weight
         error = project(
-            scores[first:last], w, column, A[:, :columns], base, l, u, kappa, offset, lo, hi,
-            out[first:last], dual, work,
-        )  # fmt: skip
+            scores,
+            weight,
+            column,
+            first,
+            last,
+            A,
+            last - first if soft else K,
+            base,
+            l,
+            u,
+            kappa,
+            offset,
+            lo,
+            hi,
+            out,
+            dual,
+            work,
+        )
         worst = max(worst, error)
         remember(found, rows, settings, width, dual)
         close_batch(
