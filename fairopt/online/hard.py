@@ -38,9 +38,9 @@ class Opened:
         self.A = np.empty((m, n))
         compiled = kernels()
         compiled.open_batch(
-            samples.cell, samples.chances, samples.weight, samples.y, samples.v, 0, n, state.sums,
-            state.pending, state.totals, tuple(arrays), np.empty(state.sums.shape[1:]),
-            np.empty(len(arrays.sets) + 1), self.C, self.found, self.base,
+            samples.cell, samples.chances, samples.weight, samples.y, samples.v, 0, n,
+            samples.expected, state.sums, state.pending, state.totals, tuple(arrays),
+            np.empty(state.sums.shape[1:]), np.empty(len(arrays.sets) + 1), self.C, self.found, self.base,
         )  # fmt: skip
         compiled.loadings(self.C, samples.cell, samples.chances, samples.v, 0, n, self.A)
         self.here = self.found[:, 0] > 0.0

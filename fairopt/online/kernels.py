@@ -7,6 +7,7 @@ a billion additions lose nothing that a double could show:
 
     sums[:, MASS]    sum of w             sums[:, VALUE]   sum of w x
     sums[:, SQUARE]  sum of w (x - y)^2   sums[:, TARGET]  sum of w y
+    sums[:, FORECAST]  sum of w times what y was forecast to be (y itself, if it came at once)
     and for each f   sums of w v, w v x and w v^2
 
 (y is 0 where no row needs targets.) The coefficients C of the rows are those of
@@ -49,6 +50,7 @@ __all__ = [
     "open_batch",
     "positions",
     "project",
+    "replace_forecast",
     "stream",
     "two_sum",
     "values",
@@ -56,7 +58,7 @@ __all__ = [
 ]
 
 # Rows of the sums.
-MASS, VALUE, SQUARE, TARGET, FEATURES = 0, 1, 2, 3, 4
+MASS, VALUE, SQUARE, TARGET, FORECAST, FEATURES = 0, 1, 2, 3, 4, 5
 # Columns of the rows' state.
 MULTIPLIER, MEMORY, SEEN, AWAY, ROW_SIZE = 0, 1, 2, 3, 4
 # Columns of the terms' indices.
@@ -142,6 +144,7 @@ def accumulate(sums, counts, count, sign, cell, chances, weight, x, y, v, first,
             add(sums, SQUARE, k, each * residual * residual)
             if len(y) > 0:
                 add_product(sums, TARGET, k, each, target)
+                add_product(sums, FORECAST, k, each, target)
             for f in range(v.shape[1]):
                 base = FEATURES + 3 * f
                 add_product(sums, base, k, each, v[i, f])
@@ -149,6 +152,18 @@ def accumulate(sums, counts, count, sign, cell, chances, weight, x, y, v, first,
                 add(sums, base + 2, k, each * v[i, f] * v[i, f])
         if not soft:
             counts[cell[i]] += int(count)
+
+
+@compiled()
+def replace_forecast(sums, cell, chances, weight, y, forecast):
+    """Samples that were just added with targets y had been forecast to have others."""
+    for i in range(len(y)):
+        w = weight[i] if len(weight) > 1 else weight[0]
+        for k in range(sums.shape[2]) if len(chances) > 0 else range(cell[i], cell[i] + 1):
+            each = w * chances[i, k] if len(chances) > 0 else w
+            if each != 0.0:
+                add_product(sums, FORECAST, k, -each, y[i])
+                add_product(sums, FORECAST, k, each, forecast[i])
 
 
 @compiled()
@@ -162,10 +177,21 @@ def merge_sums(into, other, where):
 
 @compiled(inline="always")
 def combined(sums, pending, out):
-    """The sums as doubles, with what is expected of samples whose targets have not come."""
+    """The sums as doubles, with what is expected of samples whose targets have not come.
+
+    Forecasts have been wrong on average by what out[FORECAST] says, per unit of mass, and are
+    expected to be wrong by as much again.
+    """
     for q in range(sums.shape[1]):
         for k in range(sums.shape[2]):
             out[q, k] = (sums[0, q, k] + pending[0, q, k]) + (sums[1, q, k] + pending[1, q, k])
+    for k in range(sums.shape[2]):
+        bias = 0.0
+        mass = sums[0, MASS, k]
+        if mass > 0.0:
+            bias = (sums[0, TARGET, k] - sums[0, FORECAST, k]) / mass
+            out[TARGET, k] += bias * pending[0, MASS, k]
+        out[FORECAST, k] = bias
 
 
 @compiled(inline="always")
@@ -265,15 +291,15 @@ def evaluate(
 
 
 @compiled(inline="always")
-def spread(now):
+def spread(sums):
     """Standard deviation of predictions (residuals, where there are targets) within the cells."""
     total = 0.0
     mass = 0.0
-    for k in range(now.shape[1]):
-        w = now[MASS, k]
+    for k in range(sums.shape[2]):
+        w = sums[0, MASS, k]
         if w > 0.0:
-            d = now[VALUE, k] - now[TARGET, k]
-            total += max(0.0, now[SQUARE, k] - d * d / w)
+            d = sums[0, VALUE, k] - sums[0, TARGET, k]
+            total += max(0.0, sums[0, SQUARE, k] - d * d / w)
             mass += w
     return math.sqrt(total / mass) if mass > 0.0 else 0.0
 
@@ -534,8 +560,8 @@ def positions(scores, codes, table, sorted_codes, cell):
 
 @compiled(inline="always")
 def open_batch(
-    cell, chances, weight, y, v, first, last, sums, pending, totals, programme, now, mass, C, found,
-    base,
+    cell, chances, weight, y, v, first, last, expected, sums, pending, totals, programme, now, mass,
+    C, found, base,
 ):  # fmt: skip
     """What is known of the pooled rows before a batch has its predictions.
 
@@ -544,6 +570,7 @@ def open_batch(
 
     Args:
         cell, chances, weight, y, v: as for ``accumulate``.
+        expected: whether y are forecasts.
         programme: the arrays of ``fairopt.online.layout.Programme``.
         now, mass, C, found, base: written.
     """
@@ -556,7 +583,8 @@ def open_batch(
             each = w * chances[i, k] if len(chances) > 0 else w
             now[MASS, k] += each
             if len(y) > 0:
-                now[TARGET, k] += each * y[i]
+                # now[FORECAST] is the mean error of forecasts so far; see combined.
+                now[TARGET, k] += each * (y[i] + now[FORECAST, k] if expected else y[i])
             for f in range(F):
                 now[FEATURES + 3 * f, k] += each * v[i, f]
                 now[FEATURES + 3 * f + 2, k] += each * v[i, f] * v[i, f]
@@ -653,11 +681,10 @@ def stream(
     worst = 0.0
     for first in range(0, n, batch):
         last = min(first + batch, n)
-        combined(sums, pending, now)
-        sigma = spread(now)
+        sigma = spread(sums)
         open_batch(
-            cell, chances, weight, y, v, first, last, sums, pending, totals, programme, now, mass,
-            C, found, base,
+            cell, chances, weight, y, v, first, last, expected, sums, pending, totals, programme,
+            now, mass, C, found, base,
         )  # fmt: skip
         for i in range(first, last):
             extent[0] = min(extent[0], scores[i])

@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 CPU = torch.device("cpu")
-MASS, TARGETS, FEATURES = 0, 3, 4  # rows of the sums, as in fairopt.online.kernels
+MASS, TARGETS, FEATURES = 0, 3, 5  # rows of the sums, as in fairopt.online.kernels
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,9 @@ class OnlineParity(torch.nn.Module):
                 state.sums, state.counts, 1.0, 1.0, actual.cell, actual.chances, actual.weight,
                 served, actual.y, actual.v, 0, n,
             )  # fmt: skip
+            compiled.replace_forecast(
+                state.sums, actual.cell, actual.chances, actual.weight, actual.y, forecast.y
+            )
             state.totals[0] += n
             state.totals[2] -= n
             if state.totals[2] == 0:
