@@ -8,23 +8,18 @@ base_r + (A x)_r, and so the batch is a projection whose sides are shifted by wh
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import torch
 
-from fairopt.errors import SolveError
 from fairopt.online.layout import Arrays, Floats
 from fairopt.online.reading import Samples
 from fairopt.online.state import State, kernels
-from fairopt.problem import QP, DenseRows
-from fairopt.solve import solve
 
-__all__ = ["Opened", "hard_batch", "open_batch"]
+__all__ = ["Opened", "hard_batch"]
 
-# What a unit of violation costs where no prediction can avoid one, in units of the mean square
-# change of all samples so far: large enough that the violation is the least to nine digits.
-PRICE = 1e9
+# Each round of the method of multipliers divides the violation by about this.
+PRICE = 1e4
+ROUNDS = 30
+ROUNDING = 4e-16
 
 
 class Opened:
@@ -40,7 +35,8 @@ class Opened:
         compiled.open_batch(
             samples.cell, samples.chances, samples.weight, samples.y, samples.v, 0, n,
             samples.expected, state.sums, state.pending, state.totals, tuple(arrays),
-            np.empty(state.sums.shape[1:]), np.empty(len(arrays.sets) + 1), self.C, self.found, self.base,
+            np.empty(state.sums.shape[1:]), np.empty(len(arrays.sets) + 1), self.C, self.found,
+            self.base,
         )  # fmt: skip
         compiled.loadings(self.C, samples.cell, samples.chances, samples.v, 0, n, self.A)
         self.here = self.found[:, 0] > 0.0
@@ -48,56 +44,50 @@ class Opened:
         self.weight = np.broadcast_to(samples.weight, n).astype(np.float64)
 
 
-def open_batch(state: State, samples: Samples, arrays: Arrays) -> Opened:
-    """The rows of a batch, pooled with all before."""
-    return Opened(state, samples, arrays)
-
-
 def hard_batch(
     state: State, samples: Samples, arrays: Arrays, bounds: tuple[float, float]
-) -> tuple[Floats, Floats]:
-    """Predictions of a batch, and the multipliers of all rows.
+) -> tuple[Floats, Floats, Floats]:
+    """Predictions of a batch, and of all rows the multipliers and the violations that are left.
 
-    Where rows and bounds cannot all hold, the predictions of least violation (in the sum of squares
-    of the rows), for the rows that are to hold must not be given up with the one that cannot.
+    By the method of multipliers: ``kernels.project`` with prices so high that each round leaves
+    a ten-thousandth of the violation. Where rows and bounds cannot all hold, its rounds converge to
+    the predictions of least violation (in the sum of squares of the priced rows), so that the
+    others are not given up with the one that cannot hold.
     """
-    opened = open_batch(state, samples, arrays)
-    here, n = opened.here, len(samples.scores)
+    opened = Opened(state, samples, arrays)
+    n, m = len(samples.scores), len(opened.here)
     lo, hi = bounds
     x = np.clip(samples.scores, lo, hi)
-    dual = np.zeros(len(here))
-    if not here.any():
-        return x, dual
-    A = opened.A[here] * opened.weight
-    base = opened.base[here]
-    l, u = opened.sides[here].T - base
-    reached = A @ x
-    if bool(((reached >= l) & (reached <= u)).all()):
-        return x, dual
-    moved = opened.weight > 0
-    problem: Any = QP(
-        P=torch.from_numpy(np.where(moved, opened.weight, 1.0)),
-        q=torch.from_numpy(-np.where(moved, opened.weight, 1.0) * samples.scores),
-        rows=DenseRows(torch.from_numpy(A)),
-        l=torch.from_numpy(l),
-        u=torch.from_numpy(u),
-        lb=torch.full((n,), lo, dtype=torch.float64),
-        ub=torch.full((n,), hi, dtype=torch.float64),
-    )
-    try:
-        solution = solve(problem, backend="numba")
-    except SolveError:
-        size = opened.found[here, 5]
-        price = PRICE * size / opened.found[here, 4]
-        y = np.zeros(int(here.sum()))
-        x = np.empty(n)
-        kernels().project(
-            samples.scores, opened.weight, np.zeros(0, np.int64), 0, n,
-            np.ascontiguousarray(opened.A[here]), n, base,
-            *np.ascontiguousarray(opened.sides[here].T), price, np.zeros_like(y), lo, hi, x, y,
-            kernels().workspace(len(y), n),
+    dual, left = np.zeros(m), np.zeros(m)
+    reach = opened.A**2 @ opened.weight
+    priced = opened.here & (reach > 0.0)
+    left[opened.here] = violation(opened, x)[opened.here]
+    if not left[priced].any():
+        return x, dual, left
+    l, u = np.ascontiguousarray(opened.sides.T)
+    price = np.where(priced, PRICE / np.where(priced, reach, 1.0), 0.0)
+    y, columns = np.zeros(m), np.zeros(0, np.int64)
+    compiled = kernels()
+    work = compiled.workspace(m, n)
+    for _ in range(ROUNDS):
+        offset = np.where(priced, y / np.where(priced, price, 1.0), 0.0)
+        compiled.project(
+            samples.scores, opened.weight, columns, 0, n, opened.A, n, opened.base, l, u, price,
+            offset, lo, hi, x, y, work,
         )  # fmt: skip
-        dual[here] = y * opened.found[here, 4]
-        return x, dual
-    dual[here] = solution.row_dual[0].numpy() * opened.found[here, 4]
-    return np.asarray(solution.x[0].detach().numpy(), np.float64), dual
+        before = left
+        left = np.where(opened.here, violation(opened, x), 0.0)
+        if left[priced].max() <= ROUNDING * np.abs(opened.base[priced]).max(initial=1.0) or (
+            left[priced].max() > 0.5 * before[priced].max()
+        ):
+            break
+    dual[opened.here] = (y * opened.found[:, 4])[opened.here]
+    return x, dual, left
+
+
+def violation(opened: Opened, x: Floats) -> Floats:
+    """By how much each row is outside its sides."""
+    value = (opened.A * opened.weight) @ x + opened.base
+    low, high = opened.sides.T
+    found: Floats = np.maximum(0.0, np.maximum(low - value, value - high))
+    return found

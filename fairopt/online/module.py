@@ -318,9 +318,8 @@ class OnlineParity(torch.nn.Module):
             return paper_batch(state, part, arrays, bounds, self.step_size)
         served = int(state.totals[0] + state.totals[2])
         if self.feedback == "hard" and served + len(part.scores) > self.warm_up:
-            x, dual = hard_batch(state, part, arrays, bounds)
-            state.rows[:, 0] = dual
-            state.rows[:, 1], state.rows[:, 3] = 0.0, 0.0
+            x, dual, left = hard_batch(state, part, arrays, bounds)
+            state.rows[:, 0], state.rows[:, 1], state.rows[:, 3] = dual, 0.0, left
             state.extent[0] = min(state.extent[0], part.scores.min())
             state.extent[1] = max(state.extent[1], part.scores.max())
             return x

@@ -17,7 +17,7 @@ import math
 import numpy as np
 import torch
 
-from fairopt.online.hard import Opened, open_batch
+from fairopt.online.hard import Opened
 from fairopt.online.layout import Arrays, Floats
 from fairopt.online.reading import Samples
 from fairopt.online.state import State, kernels
@@ -34,7 +34,7 @@ def paper_batch(
 ) -> Floats:
     """Predictions of a batch; the multiplier and the theorem's sums are updated."""
     multiplier, t, n = float(state.paper[0]), int(state.totals[1]) + 1, len(samples.scores)
-    opened = open_batch(State(state.programme), samples, arrays)
+    opened = Opened(State(state.programme), samples, arrays)
     here = opened.here
     lo, hi = bounds
     x = np.clip(samples.scores, lo, hi)
