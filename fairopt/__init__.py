@@ -36,6 +36,7 @@ from fairopt.errors import (
 from fairopt.formulate import formulate
 from fairopt.functionals import Batch, Functional, Row, Samples
 from fairopt.layer import FairnessLayer, project
+from fairopt.online import OnlineParity
 from fairopt.problem import LP, QP, CellRows, DenseRows, Rows, SparseRows
 from fairopt.sampler import StratifiedBatchSampler
 from fairopt.solution import Residuals, Solution, Status, residuals
@@ -72,6 +73,7 @@ __all__ = [
     "MeanResidual",
     "MinimumRate",
     "NotDifferentiableError",
+    "OnlineParity",
     "Parity",
     "PredictiveEquality",
     "ProblemError",

@@ -29,7 +29,7 @@ class Opened:
         assert state.programme is not None
         n, K, m = len(samples.scores), state.programme.cells, len(state.rows)
         F = samples.v.shape[1]
-        self.C, self.found, self.base = np.empty((m, 1 + F, K)), np.empty((m, 6)), np.empty(m)
+        self.C, self.found, self.base = np.empty((m, 1 + F, K)), np.empty((m, 7)), np.empty(m)
         self.A = np.empty((m, n))
         compiled = kernels()
         compiled.open_batch(

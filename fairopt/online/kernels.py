@@ -64,7 +64,7 @@ MULTIPLIER, MEMORY, SEEN, AWAY, ROW_SIZE = 0, 1, 2, 3, 4
 # Columns of the terms' indices.
 INSIDE, SHARE, PER, AGAIN, OF, OVER, INDICES = 0, 1, 2, 3, 4, 5, 6
 # Columns of what ``evaluate`` finds for each row.
-HERE, CONSTANT, LOWER, UPPER, CURVATURE, COUNT, FOUND = 0, 1, 2, 3, 4, 5, 6
+HERE, CONSTANT, LOWER, UPPER, CURVATURE, COUNT, REACH, FOUND = 0, 1, 2, 3, 4, 5, 6, 7
 # What ``positions`` says.
 DONE, BAD_CODE, BAD_SCORE = 0, 1, 2
 # Slots of the settings of the rule.
@@ -279,9 +279,16 @@ def evaluate(
         found[r, LOWER] = sides[r, 0]
         found[r, UPPER] = sides[r, 1]
         found[r, CURVATURE] = max(curvature, 0.0)
+        # Half the sum of w |a|: by how much the value moves where each prediction that raises it
+        # goes up by one, and each of as many others down. For attributes an upper bound.
         mass_count = 0.0
+        found[r, REACH] = 0.5 * size
         if features:
             mass_count = smallest / 4.0
+            everything = 0.0
+            for k in range(K):
+                everything += now[MASS, k]
+            found[r, REACH] = 0.5 * math.sqrt(max(curvature, 0.0) * everything)
         elif curvature > 0.0:
             mass_count = size * size / (4.0 * curvature)
         found[r, COUNT] = mass_count / mean_weight
@@ -504,9 +511,10 @@ def prices(found, rows, settings, width, sigma, l, u, kappa, offset, y):
         low, high = found[r, LOWER], found[r, UPPER]
         most = settings[MOST_MARGIN] * 0.5 * (high - low)
         if math.isinf(most):
-            most = 0.1 * settings[MOST_MARGIN] * width
+            most = 0.1 * settings[MOST_MARGIN] * width * found[r, REACH]
         root = math.sqrt(count)
-        margin = min(settings[MARGIN] * sigma / (root * math.sqrt(root)), most)
+        noise = sigma * found[r, REACH] / (root * math.sqrt(root))
+        margin = min(settings[MARGIN] * noise, most)
         l[r], u[r] = low + margin, high - margin
         ratio = settings[STEP] * root
         kappa[r] = ratio / found[r, CURVATURE]
@@ -527,7 +535,8 @@ def remember(found, rows, settings, width, y):
         # The identity: by how much the value is beyond its aim.
         rows[r, AWAY] = (rows[r, MULTIPLIER] - memory) / (settings[STEP] * root)
         memory += (1.0 - math.exp(-time)) * (rows[r, MULTIPLIER] - memory)
-        rows[r, MEMORY] = min(max(memory, -width), width)
+        most = width * found[r, REACH]
+        rows[r, MEMORY] = min(max(memory, -most), most)
         rows[r, SEEN] = max(rows[r, SEEN], root)
 
 

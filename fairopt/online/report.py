@@ -147,7 +147,7 @@ def report_of(state: State, feedback: str, paper: tuple[float, float]) -> Online
             groups.append(GroupReport(label, count, mass, float(now[1, k] / mass)))
     rows, skipped = [], [f"{name}: only one group" for name in made.rows.alone]
     for r, name in enumerate(made.rows.names):
-        here, _, low, high, _, count = map(float, found[r])
+        here, _, low, high, _, count, _ = map(float, found[r])
         if not here:
             skipped.append(f"{name}: a group has no samples")
             continue
@@ -170,7 +170,7 @@ def pooled(state: State, made: Programme) -> tuple[Any, Any, Any]:
     m = len(made.rows.names)
     now = np.empty((Q, K))
     compiled.combined(state.sums, np.zeros_like(state.sums), now)
-    C, found = np.empty((m, 1 + len(made.features), K)), np.empty((m, 6))
+    C, found = np.empty((m, 1 + len(made.features), K)), np.empty((m, 7))
     mass = np.empty(len(made.rows.sets) + 1)
     samples = int(state.totals[SAMPLES])
     weight = float(now[0].sum()) / samples if samples else 1.0
