@@ -44,6 +44,7 @@ __all__ = [
     "accumulate",
     "close_batch",
     "combined",
+    "descend",
     "evaluate",
     "loadings",
     "merge_sums",
@@ -71,7 +72,7 @@ DONE, BAD_CODE, BAD_SCORE = 0, 1, 2
 STEP, FORGET, MARGIN, MOST_MARGIN, RANGE, LOW, HIGH, SETTINGS = 0, 1, 2, 3, 4, 5, 6, 7
 
 NEWTON_STEPS = 40
-SWEEPS = 200
+DESCENTS = 100
 ROUNDING = 4e-16
 
 
@@ -359,30 +360,12 @@ def workspace(m, columns):
 
 
 @compiled(inline="always")
-def project(
+def newton(
     s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, work
 ):  # fmt: skip
-    """The prediction of one batch, of least change with rows at a price.
+    """``project``, by semismooth Newton on y_r = kappa_r (v_r - clip(v_r)), x = clip(s - A^T y).
 
-        minimise  1/2 sum_i w_i (x_i - s_i)^2 + 1/2 sum_r kappa_r dist(v_r, [l_r, u_r])^2
-        where     v = base + A (sums of w x per column) + offset,   lo <= x <= hi
-
-    Semismooth Newton on y_r = kappa_r (v_r - clip(v_r)), x = clip(s - A^T y): its matrix
-    (A D A^T + 1 / kappa) on the active rows is positive definite. Where it cycles, coordinate
-    ascent on the dual, which is strictly concave with a separable kink, and so must converge.
-
-    Args:
-        first, last: which of the samples are the batch.
-        column: ``(n,)``, the column of A of each sample; of no length where the samples of the
-            batch have each its own.
-        A: ``(m, >= columns)``.
-        kappa: ``(m,)``; 0 for rows without effect.
-        x: ``(n,)``, written.
-        y: ``(m,)``, the multipliers to start from, overwritten.
-        work: from ``workspace``, for at least as many columns.
-
-    Returns:
-        The largest residual, relative to the size of what it is the difference of.
+    Its matrix, A D A^T + 1 / kappa on the active rows, D the unclipped, is positive definite.
     """
     m = len(A)
     total, free, v, H, d, active = work
@@ -431,10 +414,71 @@ def project(
             y[r] = 0.0
         for a in range(count):
             y[active[a]] = d[a]
-    return coordinates(
-        s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, total,
-        free,
+    return worst
+
+
+@compiled()
+def patient(
+    s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, work
+):  # fmt: skip
+    """``project``, with prices that rise tenfold from low ones, at which Newton does not cycle.
+
+    Where rows contradict each other, multipliers grow with the price: the next start is ten times
+    the last answer. What Newton does not solve then is left to ``descend``, which always gains.
+    """
+    worst = 0.0
+    part = kappa * 1e-7
+    start = np.zeros(len(y))
+    for stage in range(8):
+        for r in range(len(y)):
+            part[r] = kappa[r] * 10.0 ** (stage - 7)
+            start[r] = 10.0 * y[r] if stage > 0 else 0.0
+            y[r] = start[r]
+        worst = newton(
+            s, weight, column, first, last, A, columns, base, l, u, part, offset, lo, hi, x, y, work
+        )  # fmt: skip
+        if worst > 1e-12:
+            y[:] = start
+            worst = descend(
+                s, weight, column, first, last, A, columns, base, l, u, part, offset, lo, hi, x, y,
+                work,
+            )  # fmt: skip
+    return worst
+
+
+@compiled(inline="always")
+def project(
+    s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, work
+):  # fmt: skip
+    """The prediction of one batch, of least change with rows at a price.
+
+        minimise  1/2 sum_i w_i (x_i - s_i)^2 + 1/2 sum_r kappa_r dist(v_r, [l_r, u_r])^2
+        where     v = base + A (sums of w x per column) + offset,   lo <= x <= hi
+
+    Semismooth Newton, ``newton``; where it cycles, ``patient``.
+
+    Args:
+        first, last: which of the samples are the batch.
+        column: ``(n,)``, the column of A of each sample; of no length where the samples of the
+            batch have each its own.
+        A: ``(m, >= columns)``.
+        kappa: ``(m,)``; 0 for rows without effect.
+        x: ``(n,)``, written.
+        y: ``(m,)``, the multipliers to start from, overwritten.
+        work: from ``workspace``, for at least as many columns.
+
+    Returns:
+        The largest residual, relative to the size of what it is the difference of.
+    """
+    worst = newton(
+        s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, work
     )  # fmt: skip
+    if worst > 1e-11:
+        worst = patient(
+            s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y,
+            work,
+        )  # fmt: skip
+    return worst
 
 
 @compiled()
@@ -460,43 +504,121 @@ def solve_positive(H, d, n):
 
 
 @compiled()
-def coordinates(
-    s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, total, free
+def settle(H, y, z, v, kappa, l, u):
+    """Solve the model exactly, given the signs that coordinate steps found; if they stay so."""
+    m = len(y)
+    rows = np.empty(m, np.int64)
+    count = 0
+    for r in range(m):
+        if z[r] != 0.0:
+            rows[count] = r
+            count += 1
+    part, d = np.empty((count, count)), np.empty(count)
+    for a in range(count):
+        r = rows[a]
+        d[a] = v[r] - y[r] / kappa[r] - (u[r] if z[r] > 0.0 else l[r])
+        for q in range(m):
+            d[a] += H[r, q] * y[q]
+        for c in range(count):
+            part[a, c] = H[r, rows[c]]
+    solve_positive(part, d, count)
+    for a in range(count):
+        if not d[a] * z[rows[a]] > 0.0:
+            return
+    for a in range(count):
+        z[rows[a]] = d[a]
+
+
+@compiled()
+def descend(
+    s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, work
 ):  # fmt: skip
-    """Row by row, each to its own optimum by bisection: v_r - y_r / kappa_r falls in y_r."""
+    """The same for any problem, by proximal Newton steps on the dual, with a line search.
+
+    The dual, to be minimised, is smooth(y) + sum_r (u_r y_r if y_r > 0, l_r y_r if y_r < 0), where
+    smooth has the gradient y / kappa - v and, in turn, the Hessian of the unclipped samples and
+    that of all samples, of which it is never more. Each step minimises this model, kinks included,
+    and so descends; the slope along it, not the value, says how far.
+    """
     m = len(A)
+    total, free, v, H, d, _ = work
+    mass = np.zeros(columns)
+    for i in range(first, last):
+        k = column[i] if len(column) > 0 else i - first
+        mass[k] += weight[i] if len(weight) > 1 else weight[0]
+    z = np.empty(m)
+    trial = np.empty(m)
+    best = math.inf
+    since = 0
     worst = 0.0
-    for _ in range(SWEEPS):
-        for r in range(m):
-            if kappa[r] == 0.0:
-                continue
-            y[r] = 0.0
-            primal(s, weight, column, first, last, A, columns, y, lo, hi, x, total, free)
-            residual, _, _ = row_residual(A, columns, r, total, base, y, kappa, offset, l, u)
-            if residual == 0.0:
-                continue
-            sign = 1.0 if residual > 0.0 else -1.0
-            near, far = 0.0, kappa[r] * abs(residual)  # there y_r / kappa_r exceeds what is left
-            for _bisection in range(200):
-                middle = 0.5 * (near + far)
-                if middle in (near, far):
-                    break
-                y[r] = sign * middle
-                primal(s, weight, column, first, last, A, columns, y, lo, hi, x, total, free)
-                residual, _, _ = row_residual(A, columns, r, total, base, y, kappa, offset, l, u)
-                if residual * sign > 0.0:
-                    near = middle
-                else:
-                    far = middle
-            y[r] = sign * far
+    for step in range(DESCENTS):
         primal(s, weight, column, first, last, A, columns, y, lo, hi, x, total, free)
         worst = 0.0
         for r in range(m):
+            z[r] = y[r]
             if kappa[r] > 0.0:
-                residual, _, size = row_residual(A, columns, r, total, base, y, kappa, offset, l, u)
+                residual, v[r], size = row_residual(
+                    A, columns, r, total, base, y, kappa, offset, l, u
+                )
                 worst = max(worst, abs(residual) / max(size, 1e-300))
-        if worst <= 1e-13:
+        since = 0 if worst < 0.5 * best else since + 1
+        best = min(best, worst)
+        if worst <= 1e-15 or (worst <= 1e-9 and since > 6):
             break
+        D = free if step % 2 == 0 else mass
+        for r in range(m):
+            for q in range(m):
+                h = 0.0
+                for k in range(columns):
+                    if D[k] > 0.0:
+                        h += A[r, k] * D[k] * A[q, k]
+                H[r, q] = h
+            if kappa[r] > 0.0:
+                H[r, r] += 1.0 / kappa[r]
+        for _sweep in range(100):
+            moved = 0.0
+            for r in range(m):
+                if kappa[r] == 0.0:
+                    continue
+                gradient = y[r] / kappa[r] - v[r]
+                for q in range(m):
+                    gradient += H[r, q] * (z[q] - y[q])
+                free_r = H[r, r] * z[r] - gradient
+                new = 0.0
+                if free_r > u[r]:
+                    new = (free_r - u[r]) / H[r, r]
+                elif free_r < l[r]:
+                    new = (free_r - l[r]) / H[r, r]
+                moved = max(moved, abs(new - z[r]))
+                z[r] = new
+            if moved <= 1e-15:
+                break
+        settle(H, y, z, v, kappa, l, u)
+        near, far = 0.0, 1.0
+        for halving in range(60):
+            share = 1.0 if halving == 0 else 0.5 * (near + far)
+            for r in range(m):
+                d[r] = z[r] - y[r]
+                trial[r] = z[r] if share == 1.0 else y[r] + share * d[r]
+            primal(s, weight, column, first, last, A, columns, trial, lo, hi, x, total, free)
+            slope = 0.0
+            for r in range(m):
+                if kappa[r] > 0.0 and d[r] != 0.0:
+                    _, value, _ = row_residual(
+                        A, columns, r, total, base, trial, kappa, offset, l, u
+                    )
+                    up = trial[r] > 0.0 or (trial[r] == 0.0 and d[r] > 0.0)
+                    slope += d[r] * (trial[r] / kappa[r] - value + (u[r] if up else l[r]))
+            if slope <= 0.0:
+                near = share
+            else:
+                far = share
+            if near == 1.0:
+                break
+        share = near if near > 0.0 else far
+        for r in range(m):
+            y[r] = z[r] if share == 1.0 else y[r] + share * (z[r] - y[r])
+    primal(s, weight, column, first, last, A, columns, y, lo, hi, x, total, free)
     return worst
 
 
