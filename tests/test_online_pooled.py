@@ -291,7 +291,7 @@ def test_the_projection_of_a_batch_is_optimal(seed, m, K, n, scale, dependent):
     offset = rng.standard_normal(m)
     x, y = np.empty(n), np.zeros(m)
     kernels.project(
-        s, w, cell, 0, n, A, K, base, l, u, kappa, offset, 0.0, 1.0, x, y, kernels.workspace(m, K)
+        s, w, cell, 0, n, A, K, base, l, u, kappa, offset, 0.0, 1.0, x, y, *kernels.workspace(m, K)
     )
     assert x.min() >= 0 and x.max() <= 1
     # y is the derivative of the price at x, and x minimises the Lagrangian: optimality, exactly.
@@ -332,7 +332,7 @@ def test_the_slow_way_finds_the_same():
             x, y = np.empty(n), np.zeros(m)
             solver(
                 s, np.ones(1), cell, 0, n, A, K, base, l, u, kappa, np.zeros(m), 0.0, 1.0, x, y,
-                kernels.workspace(m, K),
+                *kernels.workspace(m, K),
             )  # fmt: skip
             found.append(x)
         assert np.abs(found[0] - found[1]).max() < 1e-9

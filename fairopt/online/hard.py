@@ -34,7 +34,7 @@ class Opened:
         compiled = kernels()
         compiled.open_batch(
             samples.cell, samples.chances, samples.weight, samples.y, samples.v, 0, n,
-            samples.expected, state.sums, state.pending, state.totals, tuple(arrays),
+            samples.expected, state.sums, state.pending, state.totals, *arrays,
             np.empty(state.sums.shape[1:]), np.empty(len(arrays.sets) + 1), self.C, self.found,
             self.base,
         )  # fmt: skip
@@ -73,7 +73,7 @@ def hard_batch(
         offset = np.where(priced, y / np.where(priced, price, 1.0), 0.0)
         compiled.project(
             samples.scores, opened.weight, columns, 0, n, opened.A, n, opened.base, l, u, price,
-            offset, lo, hi, x, y, work,
+            offset, lo, hi, x, y, *work,
         )  # fmt: skip
         before = left
         left = np.where(opened.here, violation(opened, x), 0.0)

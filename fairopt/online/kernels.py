@@ -16,7 +16,8 @@ C[r, f, k] * (sum of w v_f x in k) + constant, where v_0 = 1.
 
 The rule, its letters and its proofs are in ``docs/streaming.md``. Fast-math stays off everywhere:
 it would undo the compensated sums. What runs for each sample is inlined by Numba, not left to LLVM:
-between functions Numba counts references to every array, which took half of the time.
+between functions Numba counts references to every array, which took half of the time. For the same
+reason no argument of a call is a conditional expression.
 """
 
 from __future__ import annotations
@@ -361,14 +362,14 @@ def workspace(m, columns):
 
 @compiled(inline="always")
 def newton(
-    s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, work
+    s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, total,
+    free, v, H, d, active
 ):  # fmt: skip
     """``project``, by semismooth Newton on y_r = kappa_r (v_r - clip(v_r)), x = clip(s - A^T y).
 
     Its matrix, A D A^T + 1 / kappa on the active rows, D the unclipped, is positive definite.
     """
     m = len(A)
-    total, free, v, H, d, active = work
     for r in range(m):
         if kappa[r] == 0.0:
             y[r] = 0.0
@@ -419,7 +420,8 @@ def newton(
 
 @compiled()
 def patient(
-    s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, work
+    s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, total,
+    free, v, H, d, active
 ):  # fmt: skip
     """``project``, with prices that rise tenfold from low ones, at which Newton does not cycle.
 
@@ -435,20 +437,22 @@ def patient(
             start[r] = 10.0 * y[r] if stage > 0 else 0.0
             y[r] = start[r]
         worst = newton(
-            s, weight, column, first, last, A, columns, base, l, u, part, offset, lo, hi, x, y, work
+            s, weight, column, first, last, A, columns, base, l, u, part, offset, lo, hi, x, y,
+            total, free, v, H, d, active
         )  # fmt: skip
         if worst > 1e-12:
             y[:] = start
             worst = descend(
                 s, weight, column, first, last, A, columns, base, l, u, part, offset, lo, hi, x, y,
-                work,
+                total, free, v, H, d, active,
             )  # fmt: skip
     return worst
 
 
 @compiled(inline="always")
 def project(
-    s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, work
+    s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, total,
+    free, v, H, d, active
 ):  # fmt: skip
     """The prediction of one batch, of least change with rows at a price.
 
@@ -465,18 +469,19 @@ def project(
         kappa: ``(m,)``; 0 for rows without effect.
         x: ``(n,)``, written.
         y: ``(m,)``, the multipliers to start from, overwritten.
-        work: from ``workspace``, for at least as many columns.
+        total, ..., active: from ``workspace``, for at least as many columns.
 
     Returns:
         The largest residual, relative to the size of what it is the difference of.
     """
     worst = newton(
-        s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, work
+        s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y,
+        total, free, v, H, d, active
     )  # fmt: skip
     if worst > 1e-11:
         worst = patient(
             s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y,
-            work,
+            total, free, v, H, d, active,
         )  # fmt: skip
     return worst
 
@@ -531,7 +536,8 @@ def settle(H, y, z, v, kappa, l, u):
 
 @compiled()
 def descend(
-    s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, work
+    s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, total,
+    free, v, H, d, active
 ):  # fmt: skip
     """The same for any problem, by proximal Newton steps on the dual, with a line search.
 
@@ -541,7 +547,6 @@ def descend(
     and so descends; the slope along it, not the value, says how far.
     """
     m = len(A)
-    total, free, v, H, d, _ = work
     mass = np.zeros(columns)
     for i in range(first, last):
         k = column[i] if len(column) > 0 else i - first
@@ -691,8 +696,8 @@ def positions(scores, codes, table, sorted_codes, cell):
 
 @compiled(inline="always")
 def open_batch(
-    cell, chances, weight, y, v, first, last, expected, sums, pending, totals, programme, now, mass,
-    C, found, base,
+    cell, chances, weight, y, v, first, last, expected, sums, pending, totals,
+    sets, index, factor, const_index, const_factor, needs, sides, now, mass, C, found, base,
 ):  # fmt: skip
     """What is known of the pooled rows before a batch has its predictions.
 
@@ -702,10 +707,9 @@ def open_batch(
     Args:
         cell, chances, weight, y, v: as for ``accumulate``.
         expected: whether y are forecasts.
-        programme: the arrays of ``fairopt.online.layout.Programme``.
+        sets, ..., sides: the arrays of ``fairopt.online.layout.Programme``, as for ``evaluate``.
         now, mass, C, found, base: written.
     """
-    sets, index, factor, const_index, const_factor, needs, sides = programme
     K, F = now.shape[1], v.shape[1]
     combined(sums, pending, now)
     for i in range(first, last):
@@ -763,17 +767,19 @@ def loadings(C, cell, chances, v, first, last, A):
 
 @compiled(inline="always")
 def close_batch(
-    cell, chances, weight, y, v, first, last, single, x, sums, pending, counts, totals, expected
+    cell, chances, weight, y, v, first, last, single, x, target, counts, totals, expected
 ):  # fmt: skip
-    """Round the predictions as they will be returned, and count them."""
+    """Round the predictions as they will be returned, and count them.
+
+    Args:
+        target: the sums, or, for forecasts (``expected``), the pending ones.
+    """
     if single:
         for i in range(first, last):
             x[i] = np.float64(np.float32(x[i]))
-    accumulate(
-        pending if expected else sums, counts, 0.0 if expected else 1.0, 1.0, cell, chances, weight,
-        x, y, v, first, last,
-    )  # fmt: skip
-    totals[2 if expected else 0] += last - first
+    each, place = (0.0, 2) if expected else (1.0, 0)
+    accumulate(target, counts, each, 1.0, cell, chances, weight, x, y, v, first, last)
+    totals[place] += last - first
     totals[1] += 1
 
 
@@ -806,7 +812,9 @@ def stream(
     kappa, offset, dual = np.empty(m), np.empty(m), np.empty(m)
     A = np.empty((m, longest if soft else K))
     column = cell[:0] if soft else cell
-    work = workspace(m, A.shape[1])
+    target = pending if expected else sums
+    total, free, v_rows, H, d, active = workspace(m, A.shape[1])
+    sets, index, factor, const_index, const_factor, needs, sides = programme
     mass = np.empty(len(programme[0]) + 1)
     lo, hi = settings[LOW], settings[HIGH]
     worst = 0.0
@@ -814,8 +822,8 @@ def stream(
         last = min(first + batch, n)
         sigma = spread(sums)
         open_batch(
-            cell, chances, weight, y, v, first, last, expected, sums, pending, totals, programme,
-            now, mass, C, found, base,
+            cell, chances, weight, y, v, first, last, expected, sums, pending, totals,
+            sets, index, factor, const_index, const_factor, needs, sides, now, mass, C, found, base,
         )  # fmt: skip
         for i in range(first, last):
             extent[0] = min(extent[0], scores[i])
@@ -824,33 +832,19 @@ def stream(
         prices(found, rows, settings, width, sigma, l, u, kappa, offset, dual)
         if soft:
             loadings(C, cell, chances, v, first, last, A)
+            columns = last - first
         else:
+            columns = K
             for r in range(m):
                 for k in range(K):
                     A[r, k] = C[r, 0, k]
         error = project(
-            scores,
-            weight,
-            column,
-            first,
-            last,
-            A,
-            last - first if soft else K,
-            base,
-            l,
-            u,
-            kappa,
-            offset,
-            lo,
-            hi,
-            out,
-            dual,
-            work,
-        )
+            scores, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, out,
+            dual, total, free, v_rows, H, d, active,
+        )  # fmt: skip
         worst = max(worst, error)
         remember(found, rows, settings, width, dual)
         close_batch(
-            cell, chances, weight, y, v, first, last, single, out, sums, pending, counts, totals,
-            expected,
+            cell, chances, weight, y, v, first, last, single, out, target, counts, totals, expected
         )  # fmt: skip
     return worst

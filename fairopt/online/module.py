@@ -306,7 +306,8 @@ class OnlineParity(torch.nn.Module):
             x = torch.from_numpy(x).to(dtype).double().numpy()
             compiled.close_batch(
                 part.cell, part.chances, part.weight, part.y, part.v, 0, len(x), False, x,
-                state.sums, state.pending, state.counts, state.totals, part.expected,
+                state.pending if part.expected else state.sums, state.counts, state.totals,
+                part.expected,
             )  # fmt: skip
             out[first : first + size] = x
         return out
