@@ -6,6 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
@@ -258,6 +259,7 @@ class OnlineParity(torch.nn.Module):
         if (
             ready is None
             or type(groups) is not Tensor
+            or not isinstance(scores, Tensor)
             or scores.dtype not in FAST
             or scores.dim() != 1
             or groups.shape != scores.shape
@@ -585,7 +587,5 @@ def described(notion: Constraint) -> str:
             return tuple(plain(part) for part in value)
         return float(value.detach()) if isinstance(value, Tensor) and value.numel() == 1 else value
 
-    fields = [
-        f"{name}={plain(getattr(notion, name))!r}" for name in type(notion).__dataclass_fields__
-    ]
-    return f"{type(notion).__name__}({', '.join(fields)})"
+    values = [f"{each.name}={plain(getattr(notion, each.name))!r}" for each in fields(notion)]
+    return f"{type(notion).__name__}({', '.join(values)})"
