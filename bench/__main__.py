@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SCRIPTS = ("import_time", "layer_speed", "peer", "backends", "training")
+SCRIPTS = ("import_time", "layer_speed", "peer", "backends", "training", "streaming")
 
 
 def main() -> int:
