@@ -16,8 +16,7 @@ C[r, f, k] * (sum of w v_f x in k) + constant, where v_0 = 1.
 
 The rule, its letters and its proofs are in ``docs/streaming.md``. Fast-math stays off everywhere:
 it would undo the compensated sums. What runs for each sample is inlined by Numba, not left to LLVM:
-between functions Numba counts references to every array, which took half of the time. For the same
-reason no argument of a call is a conditional expression.
+between functions Numba counts references to every array.
 """
 
 from __future__ import annotations
@@ -418,7 +417,7 @@ def newton(
     return worst
 
 
-@compiled()
+@compiled(_nrt=True)
 def patient(
     s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, total,
     free, v, H, d, active
@@ -508,7 +507,7 @@ def solve_positive(H, d, n):
         d[a] /= H[a, a]
 
 
-@compiled()
+@compiled(_nrt=True)
 def settle(H, y, z, v, kappa, l, u):
     """Solve the model exactly, given the signs that coordinate steps found; if they stay so."""
     m = len(y)
@@ -534,7 +533,7 @@ def settle(H, y, z, v, kappa, l, u):
         z[rows[a]] = d[a]
 
 
-@compiled()
+@compiled(_nrt=True)
 def descend(
     s, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, x, y, total,
     free, v, H, d, active
@@ -816,6 +815,28 @@ def stream(
     total, free, v_rows, H, d, active = workspace(m, A.shape[1])
     sets, index, factor, const_index, const_factor, needs, sides = programme
     mass = np.empty(len(programme[0]) + 1)
+    return steps(
+        scores, cell, column, chances, weight, y, v, batch, single, expected, soft, sums, pending,
+        target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
+        const_factor, needs, sides, now, mass, C, found, base, l, u, kappa, offset, dual, A, total,
+        free, v_rows, H, d, active, out,
+    )  # fmt: skip
+
+
+@compiled(_nrt=False)
+def steps(
+    scores, cell, column, chances, weight, y, v, batch, single, expected, soft, sums, pending,
+    target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
+    const_factor, needs, sides, now, mass, C, found, base, l, u, kappa, offset, dual, A, total,
+    free, v_rows, H, d, active, out,
+):  # fmt: skip
+    """The batches of ``stream``, in arrays that it has made.
+
+    Without Numba's reference counts, which took as long as the rule itself. Hence nothing that is
+    inlined here may make an array, not by a slice either; and what is called from here and does
+    make some says so, or it would inherit this.
+    """
+    m, K, n = len(rows), sums.shape[2], len(scores)
     lo, hi = settings[LOW], settings[HIGH]
     worst = 0.0
     for first in range(0, n, batch):
