@@ -44,7 +44,7 @@ def per_batch_osqp(scores, groups, price):
         P, np.append(-2.0 * scores, price), A, low, high, verbose=False, eps_abs=1e-11,
         eps_rel=1e-11, max_iter=200_000, polishing=True,
     )  # fmt: skip
-    x = solver.solve().x[:n].clip(0, 1)
+    x = solver.solve(raise_error=True).x[:n].clip(0, 1)
     return x, max(abs(row @ x) for row in pairs)
 
 

@@ -311,6 +311,32 @@ def test_one_call_per_batch_is_the_same_as_run():
     assert torch.equal(torch.cat(long_way)[:, 0], all_at_once)
 
 
+def test_other_layouts_and_kinds_of_groups():
+    data = drawn(15, 400)
+    pairs = [
+        (data["scores"], data["b"]),
+        (data["scores"].repeat_interleave(2)[::2], data["b"].repeat_interleave(2)[::2]),
+        (data["scores"].clone().requires_grad_(), data["b"].bool()),
+        (torch.nn.Parameter(data["scores"].clone()), data["b"].to(torch.uint8)),
+    ]
+    found = []
+    for scores, groups in pairs:
+        stream = OnlineParity(DemographicParity(0.03), bounds=(0, 1))
+        parts = [stream(scores[:1], groups[:1]), stream(scores[1:], groups[1:])]
+        assert not any(part.requires_grad for part in parts)
+        found.append(torch.cat(parts))
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_an_infinite_tolerance_and_one_of_zero():
+    data = drawn(16, 3000)
+    free = OnlineParity(DemographicParity(float("inf")), bounds=(0, 1))
+    assert torch.equal(free.run(data["scores"], data["a"]), data["scores"])
+    equal = OnlineParity(DemographicParity(0.0), bounds=(0, 1))
+    equal.run(data["scores"], data["a"])
+    assert 0 < equal.report().worst.excess < 0.005  # no margin is possible: noise is left
+
+
 def test_conversions_leave_the_state_alone():
     data = drawn(11)
     model = torch.nn.Sequential(OnlineParity(DemographicParity(0.03), bounds=(0, 1)))

@@ -272,11 +272,10 @@ class OnlineParity(torch.nn.Module):
         programme_arrays, table, codes, settings = ready
         state = self._state
         single = scores.dtype == torch.float32
-        values = scores.detach().numpy()
-        if single:
-            values = values.astype(np.float64)
+        # Contiguous: for other layouts Numba would compile everything once more.
+        values = np.ascontiguousarray(scores.detach().numpy(), np.float64)
         cell = np.empty(len(values), np.int64)
-        places = groups.numpy()
+        places = np.ascontiguousarray(groups.numpy())
         compiled = self._compiled
         status, _ = compiled.positions(values, places, table, codes, cell)
         if status:  # a new group, or something to refuse: the long way says which
