@@ -38,6 +38,7 @@ from fairopt.errors import (
 from fairopt.formulate import formulate
 from fairopt.functionals import Batch, Functional, Row, Samples
 from fairopt.layer import FairnessLayer, project
+from fairopt.online import OnlineParity
 from fairopt.problem import LP, QP, CellRows, DenseRows, Rows, SparseRows
 from fairopt.sampler import StratifiedBatchSampler
 from fairopt.solution import Residuals, Solution, Status, residuals
@@ -76,6 +77,7 @@ __all__ = [
     "MeanResidual",
     "MinimumRate",
     "NotDifferentiableError",
+    "OnlineParity",
     "Parity",
     "PredictiveEquality",
     "ProblemError",

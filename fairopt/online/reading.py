@@ -1,0 +1,228 @@
+"""The samples of a call to a stream: read and checked before anything of the state changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairopt.constraints import Constraint
+from fairopt.errors import ProblemError
+from fairopt.formulate import as_batch, check_finite, read_weights, wide
+from fairopt.functionals import OUTCOME, Axis
+from fairopt.online.layout import Floats, Integers, Layout, Programme, programme
+from fairopt.samples import GroupCounts, Groups, counted, outcome_and_targets, read_groups
+from fairopt.tracing import Plan, plan
+
+__all__ = ["Samples", "UnknownGroup", "read"]
+
+UnknownGroup = Literal["add", "raise"]
+
+NOTHING = np.zeros(0)
+NO_CHANCES = np.zeros((0, 0))
+NO_CELLS = np.zeros(0, np.int64)
+ONE = np.ones(1)
+
+
+@dataclass(eq=False)
+class Samples:
+    """The samples of a call in numbers, as ``kernels.accumulate`` takes them.
+
+    Attributes:
+        programme: the rows and cells that they belong to.
+        scores: float64 ``(n,)``.
+        cell, chances, weight, y, v: as ``kernels.accumulate`` has them.
+        expected: whether the targets are forecasts.
+    """
+
+    programme: Programme
+    scores: Floats
+    cell: Integers
+    chances: Floats
+    weight: Floats
+    y: Floats
+    v: Floats
+    expected: bool
+
+    def part(self, first: int, last: int) -> Samples:
+        """Some of them, in order."""
+        return Samples(
+            self.programme,
+            self.scores[first:last],
+            self.cell[first:last],
+            self.chances[first:last],
+            self.weight[first:last] if len(self.weight) > 1 else self.weight,
+            self.y[first:last],
+            self.v[first:last],
+            self.expected,
+        )
+
+
+def read(
+    constraints: tuple[Constraint, ...],
+    known: Programme | None,
+    scores: Tensor,
+    groups: Groups,
+    targets: Tensor | None,
+    weights: Tensor | None,
+    group_counts: GroupCounts,
+    unknown_group: UnknownGroup,
+) -> Samples:
+    """The samples in numbers, with a programme that knows all their groups.
+
+    Raises:
+        ProblemError: something of the input is not what ``formulate`` takes, or does not fit to the
+            calls before.
+    """
+    flat = as_batch(wide(scores).detach())
+    check_finite(scores, flat)
+    if len(flat) != 1:
+        raise ProblemError(
+            f"scores: expected shape (n,) or (n, 1), got {tuple(scores.shape)}; a stream has no "
+            "batch of problems"
+        )
+    attributes, continuous = read_groups(groups, scores, flat)
+    soft = frozenset(name for name, codes in attributes.items() if codes.is_floating_point())
+    if known is not None:
+        check_same(known.layout, attributes, continuous, soft)
+    made = plan(constraints, tuple(attributes), tuple(continuous))
+    for name in continuous:
+        if name not in made.continuous:
+            raise ProblemError(
+                f"groups[{name!r}]: expected integer or bool codes, got {continuous[name].dtype}; "
+                "convert categories with .long(), or pass chances of membership as a matrix (n, G)"
+            )
+    declared = counted(group_counts, groups, made.attributes) or {}
+    layout = seen(known, attributes, tuple(continuous), soft, made, declared, unknown_group)
+    expected = bool(made.targeted) and targets is None
+    if expected:
+        targets = flat[0].double().clamp(0.0, 1.0) if made.binary else flat[0]
+    outcome, values = outcome_and_targets(made, targets, scores, flat)
+    weight = read_weights(weights, flat)
+    if known is not None and layout == known.layout and made.stays:
+        ready = known
+    else:
+        ready = programme(constraints, layout)
+    parts = [attributes[name] for name, _ in layout.codes]
+    edges = [torch.tensor(a.key[1], dtype=torch.float64, device=flat.device) for a in made.scores]
+    parts += [torch.bucketize(flat.double().contiguous(), each, right=True) for each in edges]
+    if outcome is not None:
+        parts.append(outcome)
+    arrays = [part[0].detach().cpu().numpy() for part in parts]
+    cell, chances = NO_CELLS, NO_CHANCES
+    if any(array.ndim == 2 for array in arrays):
+        chances = joint_chances(ready.axes, arrays, flat.shape[1])
+        cell = np.zeros(flat.shape[1], np.int64)
+    else:
+        cell = cells(ready.axes, arrays, flat.shape[1])
+    features = [continuous[name][0].detach().cpu().numpy() for name in ready.features]
+    return Samples(
+        ready,
+        flat[0].double().cpu().numpy().astype(np.float64),
+        cell,
+        chances,
+        ONE if weight is None else weight[0].detach().cpu().numpy().astype(np.float64),
+        NOTHING if values is None else values[0].detach().cpu().numpy().astype(np.float64),
+        np.stack(features, 1) if features else np.zeros((flat.shape[1], 0)),
+        expected,
+    )
+
+
+def check_same(
+    layout: Layout,
+    attributes: Mapping[str, Tensor],
+    continuous: Mapping[str, Tensor],
+    soft: frozenset[str],
+) -> None:
+    """Raise unless the attributes are those of the calls before."""
+    if set(attributes) != set(layout.names) or set(continuous) != set(layout.continuous):
+        before = ", ".join(map(repr, (*layout.names, *layout.continuous)))
+        got = ", ".join(map(repr, (*attributes, *continuous)))
+        raise ProblemError(
+            f"groups: expected the attributes that the stream began with, {before}, got {got}; "
+            "begin another stream for others"
+        )
+    for name, codes in layout.codes:
+        if (name in soft) != (name in layout.soft):
+            came = "chances" if name in soft else "codes"
+            raise ProblemError(
+                f"groups[{name!r}]: expected {'codes' if name in soft else 'chances'}, as the "
+                f"stream began with, got {came}"
+            )
+        if name in soft and attributes[name].shape[-1] != len(codes):
+            raise ProblemError(
+                f"groups[{name!r}]: expected chances of {len(codes)} groups, as in the calls "
+                f"before, got {attributes[name].shape[-1]} columns"
+            )
+
+
+def seen(
+    known: Programme | None,
+    attributes: Mapping[str, Tensor],
+    continuous: tuple[str, ...],
+    soft: frozenset[str],
+    made: Plan,
+    declared: Mapping[str, int],
+    unknown_group: UnknownGroup,
+) -> Layout:
+    """The layout with the groups of this call."""
+    before = {} if known is None else dict(known.layout.codes)
+    new: dict[str, tuple[int, ...]] = {}
+    for name in made.attributes:
+        if name in soft:
+            new[name] = tuple(range(attributes[name].shape[-1]))
+            continue
+        codes = torch.unique(attributes[name].long()).tolist()
+        if codes[0] < 0:
+            raise ProblemError(
+                f"groups[{name!r}]: expected codes of at least 0, got {codes[0]}; give unknown "
+                "members a code of their own, or leave them out"
+            )
+        count = declared.get(name)
+        if unknown_group == "raise" and count is None:
+            raise ProblemError(
+                f"unknown_group='raise': expected the number of groups of {name!r} in "
+                "group_counts, got none; declare it, or take unknown_group='add'"
+            )
+        if unknown_group == "raise" and count is not None and codes[-1] >= count:
+            raise ProblemError(
+                f"groups[{name!r}]: expected codes below {count}, the number of groups declared, "
+                f"got {codes[-1]}; correct the code or group_counts, or take unknown_group='add'"
+            )
+        new[name] = (*range(count or 0), *codes)
+    if known is None:
+        codes_of = tuple((name, tuple(sorted(set(new[name])))) for name in made.attributes)
+        return Layout(tuple(attributes), codes_of, soft, continuous)
+    if all(set(new[name]) <= set(before[name]) for name in made.attributes):
+        return known.layout
+    return known.layout.with_codes(new)
+
+
+def cells(axes: tuple[Axis, ...], arrays: list[np.ndarray], n: int) -> Integers:
+    """The cell of each sample, where groups and outcomes are certain."""
+    index = np.zeros(n, np.int64)
+    for axis, codes in zip(axes, arrays, strict=True):
+        index = index * len(axis.codes) + place(axis, codes)
+    return index
+
+
+def place(axis: Axis, codes: np.ndarray) -> Integers:
+    """The place of each code on its axis."""
+    if axis.key[0] != "attribute":
+        return codes.astype(np.int64)
+    found: Integers = np.searchsorted(np.array(axis.codes, np.int64), codes.astype(np.int64))
+    return found
+
+
+def joint_chances(axes: tuple[Axis, ...], arrays: list[np.ndarray], n: int) -> Floats:
+    """The chance of each cell for each sample, ``(n, K)``: products of those of the axes."""
+    joint = np.ones((n, 1))
+    for axis, each in zip(axes, arrays, strict=True):
+        size = len(axis.codes) if axis.key != OUTCOME.key else 2
+        chances = each if each.ndim == 2 else np.eye(size)[place(axis, each)]
+        joint = (joint[:, :, None] * chances[:, None, :]).reshape(n, -1)
+    return np.ascontiguousarray(joint, np.float64)

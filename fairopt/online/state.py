@@ -1,0 +1,219 @@
+"""The state of a stream: counts, sums and multipliers, a few numbers per cell and row."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairopt.errors import ProblemError
+from fairopt.online.layout import FEATURES, Floats, Integers, Layout, Programme
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["ARRAYS", "State", "kernels"]
+
+# Names, dtypes and shapes of the arrays: K cells, m rows, Q sums.
+ARRAYS = {
+    "sums": (np.float64, ("two", "Q", "K")),
+    "pending": (np.float64, ("two", "Q", "K")),
+    "counts": (np.int64, ("K",)),
+    "totals": (np.int64, ("three",)),
+    "extent": (np.float64, ("two",)),
+    "rows": (np.float64, ("m", "four")),
+    "paper": (np.float64, ("four",)),
+}
+SAMPLES, BATCHES, PENDING = 0, 1, 2  # in ``totals``
+
+
+@lru_cache(maxsize=1)
+def kernels() -> ModuleType:
+    """The compiled functions, loaded when first needed."""
+    return import_module("fairopt.online.kernels")
+
+
+class State:
+    """The numbers, and the programme that says what they stand for.
+
+    Attributes:
+        programme: ``None`` before the first sample; then every array has no element.
+        sums, pending: float64 ``(2, Q, K)``, high and low parts of the sums per cell, as
+            ``fairopt.online.kernels`` lists them: of samples whose targets are known (or that need
+            none), and of those whose targets are expected.
+        counts: int64 ``(K,)``, samples per cell, where groups and outcomes are certain.
+        totals: int64, [samples, batches, samples whose targets are expected].
+        extent: [least, greatest] score.
+        rows: float64 ``(m, 4)``: multiplier, memory, the root of the count at the last update, and
+            how far the value was from its aim then.
+        paper: float64, the state of feedback="batch": [multiplier, its largest value, sum over
+            batches of size times gap, in two parts].
+    """
+
+    __slots__ = (*ARRAYS, "programme")
+
+    programme: Programme | None
+    sums: Floats
+    pending: Floats
+    counts: Integers
+    totals: Integers
+    extent: Floats
+    rows: Floats
+    paper: Floats
+
+    def __init__(self, programme: Programme | None = None) -> None:
+        self.programme = programme
+        sizes = self.sizes()
+        for name, (kind, shape) in ARRAYS.items():
+            setattr(self, name, np.zeros([sizes[s] for s in shape], kind))
+        self.extent[:] = math.inf, -math.inf
+
+    def sizes(self) -> dict[str, int]:
+        made = self.programme
+        known = {"two": 2, "three": 3, "four": 4, "Q": FEATURES, "K": 0, "m": 0}
+        if made is None:
+            return known
+        Q = FEATURES + 3 * len(made.features)
+        return known | {"Q": Q, "K": made.cells, "m": len(made.rows.names)}
+
+    def copy(self) -> State:
+        """Apart from the original."""
+        new = State.__new__(State)
+        new.programme = self.programme
+        for name in ARRAYS:
+            setattr(new, name, getattr(self, name).copy())
+        return new
+
+    def moved(self, programme: Programme) -> State:
+        """A copy for a programme with more groups: what was, is in its new place."""
+        new = State(programme)
+        old = self.programme
+        new.totals[:], new.extent[:], new.paper[:] = self.totals, self.extent, self.paper
+        if old is not None:
+            place = places(old, programme)
+            for name in ("sums", "pending"):
+                kernels().merge_sums(getattr(new, name), getattr(self, name), place)
+            new.counts[place] = self.counts
+            row = {key: i for i, key in enumerate(programme.keys)}
+            for i, key in enumerate(old.keys):
+                if key in row:
+                    new.rows[row[key]] = self.rows[i]
+        return new
+
+    def absorb(self, other: State) -> None:
+        """Add the statistics of another state, whose groups must all be known here.
+
+        Memories become means, by the samples of each.
+        """
+        if other.programme is None or self.programme is None:
+            return
+        same = other.moved(self.programme)
+        place = np.arange(self.programme.cells)
+        mine = int(self.totals[SAMPLES] + self.totals[PENDING])
+        theirs = int(other.totals[SAMPLES] + other.totals[PENDING])
+        share = theirs / max(mine + theirs, 1)
+        self.rows[:, :2] = (1.0 - share) * self.rows[:, :2] + share * same.rows[:, :2]
+        self.rows[:, 2] = np.hypot(self.rows[:, 2], same.rows[:, 2])
+        for name in ("sums", "pending"):
+            kernels().merge_sums(getattr(self, name), getattr(same, name), place)
+        self.counts += same.counts
+        self.totals += same.totals
+        self.extent[0] = min(self.extent[0], same.extent[0])
+        self.extent[1] = max(self.extent[1], same.extent[1])
+        self.paper[0] = (1.0 - share) * self.paper[0] + share * same.paper[0]
+        self.paper[1] = max(self.paper[1], same.paper[1])
+        for part in same.paper[2:]:
+            self.paper[2:] = kernels().two_sum(*self.paper[2:], part)
+
+    # -----------------------------------------------------------------------------------------
+
+    def arrays(self) -> dict[str, NDArray[np.float64] | NDArray[np.int64]]:
+        """All numbers, by name; the layout as UTF-8 text in bytes."""
+        return {name: getattr(self, name) for name in ARRAYS}
+
+    def layout_bytes(self) -> NDArray[np.uint8]:
+        text = "" if self.programme is None else self.programme.layout.to_json()
+        return np.frombuffer(text.encode(), np.uint8).copy()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The arrays as tensors that share their memory."""
+        found = {name: torch.from_numpy(array) for name, array in self.arrays().items()}
+        return found | {"layout": torch.from_numpy(self.layout_bytes())}
+
+    @classmethod
+    def restored(cls, programme: Programme | None, values: Mapping[str, object]) -> State:
+        """From arrays or tensors of the right shapes.
+
+        Raises:
+            ProblemError: a shape, a dtype or a number is not one that a stream can have.
+        """
+        new = cls(programme)
+        for name, (kind, _) in ARRAYS.items():
+            value = values[name]
+            array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+            mine = getattr(new, name)
+            if not isinstance(array, np.ndarray) or (array.shape, array.dtype) != (
+                mine.shape,
+                np.dtype(kind),
+            ):
+                got = (
+                    f"{array.dtype} of shape {array.shape}"
+                    if isinstance(array, np.ndarray)
+                    else type(array).__name__
+                )
+                raise ProblemError(
+                    f"state: {name}: expected {np.dtype(kind)} of shape {mine.shape}, got {got}; "
+                    "load what state_dict() or save() of an OnlineParity gave"
+                )
+            mine[...] = array
+        good = bool((new.counts >= 0).all() and (new.totals >= 0).all())
+        good = good and all(
+            bool(np.isfinite(getattr(new, name)).all()) for name in ("sums", "pending", "rows")
+        )
+        if not good:
+            raise ProblemError(
+                "state: expected counts of at least 0 and finite sums, got others; the state was "
+                "damaged: restore an older one"
+            )
+        return new
+
+
+def places(old: Programme, new: Programme) -> Integers:
+    """For each cell of one programme its number among those of another with more groups."""
+    positions = []
+    for before, after in zip(old.axes, new.axes, strict=True):
+        positions.append([after.codes.index(code) for code in before.codes])
+    sizes = [len(axis.codes) for axis in new.axes]
+    found = []
+    for combination in itertools.product(*positions):
+        number = 0
+        for size, position in zip(sizes, combination, strict=True):
+            number = number * size + position
+        found.append(number)
+    return np.array(found, np.int64)
+
+
+def joined(a: Layout, b: Layout) -> Layout:
+    """The groups of both.
+
+    Raises:
+        ProblemError: the attributes differ.
+    """
+    same = (a.names, a.soft, a.continuous, tuple(n for n, _ in a.codes))
+    other = (b.names, b.soft, b.continuous, tuple(n for n, _ in b.codes))
+    if same != other:
+        raise ProblemError(
+            f"merge: expected streams with the same attributes, got {', '.join(a.names)} and "
+            f"{', '.join(b.names)}"
+        )
+    if a.soft and a.codes != b.codes:
+        raise ProblemError("merge: expected chances of equally many groups, got different numbers")
+    return a.with_codes(dict(b.codes))
