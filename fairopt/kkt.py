@@ -215,8 +215,7 @@ def adjoint(
     d = problem.diagonal()
     active = row_sides(problem, solution, d) != 0
     free = bound_sides(problem, solution, d) == 0
-    active, free = carried_jointly(problem, solution, active, free)
-    active = carried(problem, solution.x, solution.row_dual, active, free)
+    active, free = carriers(problem, solution, active, free)
     return Adjoint(*reduced(problem, active, free, d, -g.double()))
 
 
@@ -232,42 +231,38 @@ def tight_sides(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
     return upper, lower
 
 
-def carried_jointly(
+def carriers(
     problem: QP, solution: Solution, active: Tensor, free: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Active rows and free variables as any multiplier of x has them; see ``fairopt.clipped``.
+    """Active rows and free variables where several multipliers belong to x.
 
-    The solver's has them all but where several of its zeros at bounds come together.
+    The solver's multiplier has them all but where several of its zeros at bounds come together
+    (``fairopt.clipped``), or tight rows depend on each other (``fairopt.ties``).
     """
+    upper, lower = tight_sides(problem, solution.x)
     bounds = tight_bounds(problem, solution.x)
     weak = free & (bounds[0] | bounds[1])
-    if not bool(weak.any()):
+    extra = (upper | lower) & ~active
+    if not bool(weak.any() | extra.any()):  # as a rule; asked once, for a GPU stops to answer
         return active, free
-    d = problem.diagonal()
-    upper, lower = tight_sides(problem, solution.x)
-    y = solution.row_dual
-    meet = problem.l == problem.u
-    upper, lower = upper | meet | (active & (y > 0)), lower | meet | (active & (y < 0))
-    N, _ = problem.rows.factor(torch.where(free & ~weak, 1 / d, 0.0), d)
-    out = clipped_out(problem, upper | lower, d, N)
-    for b in out.nonzero().squeeze(-1).tolist():
-        size = float(force(problem, solution.x, d)[b])
-        rows, held = Multipliers(
-            problem, b, y, solution.bound_dual, (upper, lower), bounds, N, d, size
-        ).carriers()
-        here = (torch.arange(len(y), device=y.device) == b).unsqueeze(-1)
-        active, free = active | (here & rows), free & ~(here & held)
-    return active, free
-
-
-def carried(problem: QP, x: Tensor, y: Tensor, active: Tensor, free: Tensor) -> Tensor:
-    """The rows that count as active when several multipliers belong to x; see ``fairopt.ties``."""
-    upper, lower = tight_sides(problem, x)
-    if not bool(((upper | lower) & ~active).any()):
-        return active
-    d = problem.diagonal()
+    d, y = problem.diagonal(), solution.row_dual
+    if bool(weak.any()):
+        meet = problem.l == problem.u
+        sides = upper | meet | (active & (y > 0)), lower | meet | (active & (y < 0))
+        N, _ = problem.rows.factor(torch.where(free & ~weak, 1 / d, 0.0), d)
+        out = clipped_out(problem, sides[0] | sides[1], d, N)
+        for b in out.nonzero().squeeze(-1).tolist():
+            size = float(force(problem, solution.x, d)[b])
+            rows, held = Multipliers(
+                problem, b, y, solution.bound_dual, sides, bounds, N, d, size
+            ).carriers()
+            here = (torch.arange(len(y), device=y.device) == b).unsqueeze(-1)
+            active, free = active | (here & rows), free & ~(here & held)
     N, _ = problem.rows.factor(torch.where(free, 1 / d, 0.0), d)
-    return carrying(N, y, active, upper | (active & (y > 0)), lower | (active & (y < 0)))
+    return (
+        carrying(N, y, active, upper | (active & (y > 0)), lower | (active & (y < 0))),
+        free,
+    )
 
 
 def is_definite_diagonal(problem: QP) -> bool:

@@ -37,7 +37,8 @@ __all__ = ["Point", "finish", "proves_infeasible", "refine", "refined", "sharpen
 ROUNDS = 10  # steps from one active set to the next, which may cycle
 ASCENTS = 100  # multipliers dropped one by one; each makes progress
 EXACT = 1e-15  # relative to the size of the terms: nothing is left to correct
-ROUNDING = 1e-15  # of the terms that x is the sum of
+# Of the terms that x is the sum of: P^-1 q, and what a step cancels.
+ROUNDING, CANCELLED = 1e-15, 1e-14
 # A multiplier that moves its row by less than this share of the row's scale is taken for zero: the
 # row is weakly active, which counts as inactive. Above rounding, below the promise of 1e-12.
 WEAK = 1e-13
@@ -75,7 +76,7 @@ def refined(
     best = now = work.point(work.clip(finite(x)), finite(row_dual))
     steps, ascents = ROUNDS, ASCENTS
     while steps and ascents:
-        new = work.or_zero(work.point(*work.step(now)))
+        new = work.or_zero(work.point(*work.step(now)), now)
         if bool((new.error <= EXACT).all()):  # as a rule, after one step
             best = new
             break
@@ -238,13 +239,17 @@ class Refinement:
             torch.maximum(error, (gap.abs() / scale).amax(-1)),
         )
 
-    def or_zero(self, p: Point) -> Point:
-        """Zero, if that is better, where all of x is the rounding of its terms (P^-1 q is one).
+    def or_zero(self, p: Point, before: Point) -> Point:
+        """Zero, if that is better, where all of x is the rounding of its terms.
 
         Such an x may have no correct digit, and rows whose sides are zero have nothing to be
         relative to.
+
+        Args:
+            before: where the step to p started.
         """
-        tiny = (p.x.abs().amax(-1) <= self.rounding) & (p.error > EXACT)
+        limit = torch.maximum(self.rounding, CANCELLED * before.x.abs().amax(-1))
+        tiny = (p.x.abs().amax(-1) <= limit) & (p.error > EXACT)
         if not bool(tiny.any()):
             return p
         x = self.clip(torch.where(tiny.unsqueeze(-1), 0.0, p.x))
