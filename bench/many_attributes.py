@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bench.harness import RESULTS, Report, Spread, arguments, interleaved
-from fairopt import DemographicParity, FairnessLayer, audit, classes, formulate, tracing
+from fairopt import DemographicParity, FairnessLayer, audit, formulate, row_classes, tracing
 from fairopt.backends import Numba
 from fairopt.partitions import PartitionedRows
 
@@ -181,7 +181,7 @@ def first_call(report: Report) -> None:
     times = []
     for _ in range(5):
         tracing.trace.cache_clear()
-        classes.classes.cache_clear()
+        row_classes.classes.cache_clear()
         began = time.perf_counter()
         step(made, problem)
         times.append(time.perf_counter() - began)
