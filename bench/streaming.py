@@ -44,7 +44,8 @@ def adult(
     ours = feedback == "pooled" and on == ("sex",)
     name = f"{label}, b = {batch}"
     report.add(f"{name}: end", max(ends), at_most=0.051 if ours else None)
-    report.add(f"{name}: orders of {orders} that end above 0.050", sum(e > 0.05 + 1e-12 for e in ends),
+    above = sum(end > 0.05 + 1e-12 for end in ends)
+    report.add(f"{name}: orders of {orders} that end above 0.050", above,
                at_most=1 if ours else None)  # fmt: skip
     report.add(f"{name}: running", max(runnings), at_most=0.065 if ours else None)
     report.add(f"{name}: change", statistics.fmean(changes), at_most=1.2 if ours else None)

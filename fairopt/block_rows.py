@@ -22,8 +22,7 @@ from fairopt.problem import (
     DenseRows,
     Rows,
     SparseRows,
-    check_float,
-    check_tensor,
+    batched_cells,
     shape_of,
     trusted,
 )
@@ -53,43 +52,14 @@ class BlockRows(Rows):
     weight: Tensor
 
     def __post_init__(self) -> None:
-        check_float("rows.coefficient", self.coefficient)
-        check_float("rows.weight", self.weight)
-        check_tensor("rows.cell", self.cell)
-        if self.cell.dtype not in (torch.int64, torch.int32, torch.uint8):
+        batched = batched_cells(self.coefficient, self.cell, self.weight, "mKC", 2)
+        for name, tensor in zip(("coefficient", "cell", "weight"), batched, strict=True):
+            object.__setattr__(self, name, tensor)
+        if self.coefficient.shape[-1] == 0:
             raise ProblemError(
-                f"rows.cell: expected int64, int32 or uint8, got {self.cell.dtype}; "
-                "convert with .long()"
+                "rows.coefficient: expected C >= 1 variables in each block, got "
+                f"{shape_of(self.coefficient)}"
             )
-        if self.coefficient.dim() == 3:
-            object.__setattr__(self, "coefficient", self.coefficient.unsqueeze(0))
-        for name in ("cell", "weight"):
-            tensor: Tensor = getattr(self, name)
-            if tensor.dim() == 1:
-                object.__setattr__(self, name, tensor.unsqueeze(0))
-        batch = max(len(self.coefficient), len(self.cell), len(self.weight))
-        n = self.cell.shape[-1]
-        if (
-            self.coefficient.dim() != 4
-            or self.cell.shape not in ((1, n), (batch, n))
-            or self.weight.shape not in ((1, n), (batch, n))
-            or len(self.coefficient) not in (1, batch)
-            or self.coefficient.shape[-1] == 0
-        ):
-            raise ProblemError(
-                "rows: expected coefficient (B, m, K, C) with C >= 1, cell (B, n) and weight "
-                f"(B, n) with one B and one n; got {shape_of(self.coefficient)}, "
-                f"{shape_of(self.cell)} and {shape_of(self.weight)}"
-            )
-        cells = self.coefficient.shape[2]
-        if n and not 0 <= int(self.cell.min()) <= int(self.cell.max()) < cells:
-            raise ProblemError(
-                f"rows.cell: expected values in 0..{cells - 1}, one for each cell of coefficient; "
-                f"got {int(self.cell.min())}..{int(self.cell.max())}"
-            )
-        object.__setattr__(self, "coefficient", self.coefficient.expand(batch, -1, -1, -1))
-        object.__setattr__(self, "cell", self.cell.expand(batch, -1))
-        object.__setattr__(self, "weight", self.weight.expand(batch, -1))
 
     @property
     def blocks(self) -> tuple[int, int, int]:

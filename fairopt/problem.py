@@ -321,6 +321,53 @@ class SparseRows(Rows):
         )
 
 
+def batched_cells(
+    coefficient: Tensor, cell: Tensor, weight: Tensor, dimensions: str, cells: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What rows in cell form consist of, checked and expanded to one batch.
+
+    Args:
+        coefficient: ``(B, *dimensions)``, or without the B.
+        cell, weight: ``(B, n)`` or ``(n,)``.
+        dimensions: a letter for each.
+        cells: at which dimension of ``(B, *dimensions)`` the cells are counted.
+    """
+    check_float("rows.coefficient", coefficient)
+    check_float("rows.weight", weight)
+    check_tensor("rows.cell", cell)
+    if cell.dtype not in (torch.int64, torch.int32, torch.uint8):
+        raise ProblemError(
+            f"rows.cell: expected int64, int32 or uint8, got {cell.dtype}; convert with .long()"
+        )
+    if coefficient.dim() == len(dimensions):
+        coefficient = coefficient.unsqueeze(0)
+    cell, weight = (t.unsqueeze(0) if t.dim() == 1 else t for t in (cell, weight))
+    batch = max(len(coefficient), len(cell), len(weight))
+    n = cell.shape[-1]
+    if (
+        coefficient.dim() != 1 + len(dimensions)
+        or cell.shape not in ((1, n), (batch, n))
+        or weight.shape not in ((1, n), (batch, n))
+        or len(coefficient) not in (1, batch)
+    ):
+        raise ProblemError(
+            f"rows: expected coefficient (B, {', '.join(dimensions)}), cell (B, n) and weight "
+            f"(B, n) with one B and one n; got {shape_of(coefficient)}, {shape_of(cell)} and "
+            f"{shape_of(weight)}"
+        )
+    K = coefficient.shape[cells]
+    if n and not 0 <= int(cell.min()) <= int(cell.max()) < K:
+        raise ProblemError(
+            f"rows.cell: expected values in 0..{K - 1}, one for each cell of coefficient; got "
+            f"{int(cell.min())}..{int(cell.max())}"
+        )
+    return (
+        coefficient.expand(batch, *coefficient.shape[1:]),
+        cell.expand(batch, -1),
+        weight.expand(batch, -1),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class CellRows(Rows):
     """Cell-structured A: ``A[b, r, i] = coefficient[b, r, cell[b, i]] * weight[b, i]``.
@@ -339,42 +386,9 @@ class CellRows(Rows):
     weight: Tensor
 
     def __post_init__(self) -> None:
-        check_float("rows.coefficient", self.coefficient)
-        check_float("rows.weight", self.weight)
-        check_tensor("rows.cell", self.cell)
-        if self.cell.dtype not in (torch.int64, torch.int32, torch.uint8):
-            raise ProblemError(
-                f"rows.cell: expected int64, int32 or uint8, got {self.cell.dtype}; "
-                "convert with .long()"
-            )
-        if self.coefficient.dim() == 2:
-            object.__setattr__(self, "coefficient", self.coefficient.unsqueeze(0))
-        for name in ("cell", "weight"):
-            tensor: Tensor = getattr(self, name)
-            if tensor.dim() == 1:
-                object.__setattr__(self, name, tensor.unsqueeze(0))
-        batch = max(len(self.coefficient), len(self.cell), len(self.weight))
-        n = self.cell.shape[-1]
-        if (
-            self.coefficient.dim() != 3
-            or self.cell.shape not in ((1, n), (batch, n))
-            or self.weight.shape not in ((1, n), (batch, n))
-            or len(self.coefficient) not in (1, batch)
-        ):
-            raise ProblemError(
-                "rows: expected coefficient (B, m, K), cell (B, n) and weight (B, n) with one B "
-                f"and one n; got {shape_of(self.coefficient)}, {shape_of(self.cell)} and "
-                f"{shape_of(self.weight)}"
-            )
-        cells = self.coefficient.shape[-1]
-        if n and not 0 <= int(self.cell.min()) <= int(self.cell.max()) < cells:
-            raise ProblemError(
-                f"rows.cell: expected values in 0..{cells - 1}, one for each column of "
-                f"coefficient; got {int(self.cell.min())}..{int(self.cell.max())}"
-            )
-        object.__setattr__(self, "coefficient", self.coefficient.expand(batch, -1, -1))
-        object.__setattr__(self, "cell", self.cell.expand(batch, -1))
-        object.__setattr__(self, "weight", self.weight.expand(batch, -1))
+        batched = batched_cells(self.coefficient, self.cell, self.weight, "mK", 2)
+        for name, tensor in zip(("coefficient", "cell", "weight"), batched, strict=True):
+            object.__setattr__(self, name, tensor)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -956,7 +956,7 @@ INDEX = torch.tensor([0, 1])
     ("arguments", "match"),
     [
         ((torch.ones(2, 3), torch.tensor([0, 3]), torch.ones(2)),
-         r"rows.cell: expected values in 0..2, one for each column of coefficient; got 0..3"),
+         r"rows.cell: expected values in 0..2, one for each cell of coefficient; got 0..3"),
         ((torch.ones(2, 3), torch.tensor([-1, 0]), torch.ones(2)), "rows.cell: .*got -1..0"),
         ((torch.ones(2, 3), INDEX.short(), torch.ones(2)),
          r"rows.cell: expected int64, int32 or uint8, got torch.int16; convert with .long\(\)"),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fairopt.backends import _classes as classes
 from fairopt.backends import _projection as kernels
-from fairopt.backends._numba_data import Constants, Data, as_numpy, outcomes
+from fairopt.backends._numba_data import Constants, Data, as_numpy, by_cells, outcomes
 from fairopt.backends._threads import each
 from fairopt.kkt import Adjoint
 from fairopt.memory import empty
@@ -94,23 +94,7 @@ class Many:
         end, of, value = self.tables[b]
         n, m = len(q), len(l)
         cut = [n * c // workers for c in range(workers + 1)]
-        tables = np.empty((workers, K), np.int64)
-        each(workers, lambda c: kernels.count(cell, cut[c], cut[c + 1], tables[c]))
-        place = np.zeros(K + 1, np.int64)
-        np.cumsum(tables.sum(0), out=place[1:])
-        position = place[:-1] + np.cumsum(tables, 0) - tables
-
-        def in_order(a: Any) -> Any:
-            if not isinstance(a, np.ndarray):
-                return a
-            out = np.empty_like(a)
-            each(
-                workers,
-                lambda c: kernels.scatter(a, cell, cut[c], cut[c + 1], position[c].copy(), out),
-            )
-            return out
-
-        qs, ps, ws, los, ups = (in_order(a) for a in (q, inverse, w, lb, ub))
+        (qs, ps, ws, los, ups), place = by_cells(cell, K, cut, (q, inverse, w, lb, ub))
         parts = np.empty((4, workers, K))
         each(
             workers,

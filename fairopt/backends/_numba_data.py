@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairopt.backends import _projection as kernels
+from fairopt.backends._threads import each
 from fairopt.errors import UnsupportedProblemError
 from fairopt.memory import NUMPY
 from fairopt.partitions import PartitionedRows
 from fairopt.problem import QP, CellRows, is_uniform
 from fairopt.solution import Status
 
-__all__ = ["Constants", "Data", "as_numpy", "outcomes"]
+__all__ = ["Constants", "Data", "as_numpy", "by_cells", "outcomes"]
 
 Array = NDArray[Any]
 
@@ -114,3 +116,32 @@ def outcomes(status: Array, worst: Array, precision: float) -> tuple[Status, ...
         Status.SOLVED if good else Status.INFEASIBLE if proven else Status.STALLED
         for good, proven in zip(solved.tolist(), infeasible.tolist(), strict=True)
     )
+
+
+def by_cells(
+    cell: Array, K: int, cut: Sequence[int], arrays: Sequence[Any]
+) -> tuple[list[Any], Array]:
+    """Arrays with the samples of each cell side by side, and where each cell starts: ``(K + 1,)``.
+
+    Args:
+        cut: where the share of each thread starts; one more than there are threads.
+        arrays: ``(n,)`` each; numbers, which are the same for all samples, stay as they are.
+    """
+    workers = len(cut) - 1
+    tables = np.empty((workers, K), np.int64)
+    each(workers, lambda c: kernels.count(cell, cut[c], cut[c + 1], tables[c]))
+    start = np.zeros(K + 1, np.int64)
+    np.cumsum(tables.sum(0), out=start[1:])
+    position = start[:-1] + np.cumsum(tables, 0) - tables
+
+    def in_order(a: Any) -> Any:
+        if not isinstance(a, np.ndarray):
+            return a
+        out = np.empty_like(a)
+        each(
+            workers,
+            lambda c: kernels.scatter(a, cell, cut[c], cut[c + 1], position[c].copy(), out),
+        )
+        return out
+
+    return [in_order(a) for a in arrays], start

@@ -806,6 +806,26 @@ def two_sum_into(hi, lo, change):  # type: ignore[no-untyped-def]
 
 
 @compiled()
+def another_length(numbers, counts):  # type: ignore[no-untyped-def]
+    """The next length of step to try, between the longest too short and the shortest too long."""
+    counts[TRIES] += 1
+    low, high = numbers[LOW], numbers[HIGH]
+    share = numbers[LOW_SLOPE] / (numbers[LOW_SLOPE] - numbers[HIGH_SLOPE])
+    share = min(max(share, 0.01), 0.9)
+    if high == np.inf:
+        alpha = 8.0 * low
+    elif counts[TRIES] % 3 == 0:
+        # A step may be ten orders too long: bisect the exponent now and then.
+        alpha = math.sqrt(max(low, 1e-18) * high)
+        if not low < alpha < high:
+            alpha = 0.5 * (low + high)
+    else:
+        alpha = low + share * (high - low)
+    numbers[ALPHA] = alpha
+    return alpha
+
+
+@compiled()
 def search(l, u, s, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
     """Take the trial, and return False; or set another on the same ray, and return True."""
     m, K = l.shape[0], s.shape[0]
@@ -842,20 +862,7 @@ def search(l, u, s, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped
     else:
         again = False
     if again:
-        counts[TRIES] += 1
-        lo_a, hi_a = numbers[LOW], numbers[HIGH]
-        share = numbers[LOW_SLOPE] / (numbers[LOW_SLOPE] - numbers[HIGH_SLOPE])
-        share = min(max(share, 0.01), 0.9)
-        if hi_a == np.inf:
-            alpha = 8.0 * lo_a
-        elif counts[TRIES] % 3 == 0:
-            # A step may be ten orders too long: bisect the exponent now and then.
-            alpha = math.sqrt(max(lo_a, 1e-18) * hi_a)
-            if not lo_a < alpha < hi_a:
-                alpha = 0.5 * (lo_a + hi_a)
-        else:
-            alpha = lo_a + share * (hi_a - lo_a)
-        numbers[ALPHA] = alpha
+        alpha = another_length(numbers, counts)
         for r in range(m):
             trial[r] = y[r] + alpha * (target[r] - y[r])
         for k in range(K):

@@ -70,6 +70,7 @@ from fairopt.backends._projection import (
     STALLED,
     STALLS,
     TRIES,
+    another_length,
     excess,
     largest_mean,
     new_state,
@@ -334,20 +335,7 @@ def search(l, u, s, size, numbers, counts, patience, Y, T, dt):  # type: ignore[
                 numbers[MU] = max(numbers[MU] * 1e-1, 1e-16)
                 patience[0] = patience[1]
         return True
-    counts[TRIES] += 1
-    low, high = numbers[LOW], numbers[HIGH]
-    share = numbers[LOW_SLOPE] / (numbers[LOW_SLOPE] - numbers[HIGH_SLOPE])
-    share = min(max(share, 0.01), 0.9)
-    if high == np.inf:
-        alpha = 8.0 * low
-    elif counts[TRIES] % 3 == 0:
-        # A step may be ten orders too long: bisect the exponent now and then.
-        alpha = math.sqrt(max(low, 1e-18) * high)
-        if not low < alpha < high:
-            alpha = 0.5 * (low + high)
-    else:
-        alpha = low + share * (high - low)
-    numbers[ALPHA] = alpha
+    alpha = another_length(numbers, counts)
     set_trial(alpha, y, target, dt, trial, T)
     return False
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fairopt.backends import _projection as kernels
 from fairopt.backends._many import Many
-from fairopt.backends._numba_data import Data, as_numpy, outcomes
+from fairopt.backends._numba_data import Data, as_numpy, by_cells, outcomes
 from fairopt.backends._threads import each, in_parallel
 from fairopt.backends.base import Backend, Capabilities
 from fairopt.block_rows import BlockRows
@@ -244,23 +244,7 @@ def solve_parallel(
             lambda c: kernels.pair_limits(ps, ws, los, ups, cell, cut[c], cut[c + 1], *parts[:, c]),
         )
     else:
-        tables = np.empty((workers, K), np.int64)
-        each(workers, lambda c: kernels.count(cell, cut[c], cut[c + 1], tables[c]))
-        place = np.zeros(K + 1, np.int64)
-        np.cumsum(tables.sum(0), out=place[1:])
-        position = place[:-1] + np.cumsum(tables, 0) - tables
-
-        def in_order(a: Any) -> Any:
-            if not isinstance(a, np.ndarray):
-                return a
-            out = np.empty_like(a)
-            each(
-                workers,
-                lambda c: kernels.scatter(a, cell, cut[c], cut[c + 1], position[c].copy(), out),
-            )
-            return out
-
-        qs, ps, ws, los, ups = (in_order(a) for a in (q, inverse, w, lb, ub))
+        (qs, ps, ws, los, ups), place = by_cells(cell, K, cut, (q, inverse, w, lb, ub))
         each(
             workers,
             lambda c: kernels.cell_limits(
