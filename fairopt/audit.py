@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fairopt.constraints import Constraint
 from fairopt.errors import FairoptError, ProblemError
-from fairopt.formulate import as_batch, as_constraints, check_finite, read_weights, wide
+from fairopt.inputs import as_batch, as_constraints, check_finite, read_weights, wide
 from fairopt.problem import compact
 from fairopt.samples import Data, GroupCounts, Groups, fit, gather
 from fairopt.solution import ROW_PRECISION, excess

@@ -23,16 +23,8 @@ from fairopt.assembly import MissingGroup, Written
 from fairopt.block_rows import BlockRows
 from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
-from fairopt.formulate import (
-    SCORES,
-    Bounds,
-    Formulated,
-    check_finite,
-    distance,
-    only_one,
-    put_together,
-    read_weights,
-)
+from fairopt.formulated import Formulated, only_one, put_together
+from fairopt.inputs import SCORES, Bounds, check_finite, distance, read_weights
 from fairopt.memory import negative
 from fairopt.problem import shape_of, to_batch, trusted
 from fairopt.samples import Data, GroupCounts, Groups, fit, gather

@@ -8,20 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fairopt.assembly import MissingGroup
 from fairopt.backends import Backend
 from fairopt.constraints import Constraint
 from fairopt.elastic import solve_elastic
 from fairopt.errors import ProblemError
-from fairopt.formulate import (
-    Bounds,
-    GroupCounts,
-    Groups,
-    MissingGroup,
-    Objective,
-    as_constraints,
-    formulate_around,
-)
-from fairopt.objectives import check_objective
+from fairopt.formulate import formulate_around
+from fairopt.inputs import Bounds, as_constraints
+from fairopt.objectives import Objective, check_objective
+from fairopt.samples import GroupCounts, Groups
 from fairopt.solution import Solution
 from fairopt.solve import solve_detached
 
@@ -38,8 +33,8 @@ class FairnessLayer(nn.Module):
         bounds: ``(lower, upper)`` of the predictions, each a number, a tensor or ``None``; ``None``
             for no bounds. Required: clipping is part of what is guaranteed.
         objective: what to minimise. ``"l2"`` is the formula above; ``"l1"`` the total change
-            sum_i w_i |x_i - scores_i|; ``"linf"`` the largest change max_i |x_i - scores_i|.
-            ``"utility"`` maximises sum_i w_i scores_i x_i: a selection, not a correction.
+            ``sum_i w_i |x_i - scores_i|``; ``"linf"`` the largest, ``max_i |x_i - scores_i|``.
+            ``"utility"`` maximises ``sum_i w_i scores_i x_i``: a selection, not a correction.
         backend: a name, or a backend object with its options; ``"auto"`` picks.
         missing_group: what to do when a batch lacks a group: ``"skip"`` leaves its rows out and
             says so in ``layer.last.skipped``, ``"raise"`` refuses the batch.
@@ -48,9 +43,9 @@ class FairnessLayer(nn.Module):
         classes: the number C of classes. Scores are then ``(n, C)`` or ``(B, n, C)``, predictions
             points of the simplex, targets classes (or the chance of each), and each notion holds
             for each class.
-        smoothing: s > 0 adds s/2 |z|^2 to the linear objectives, where z is x for ``"utility"``,
-            the change from the clipped scores for ``"l1"``, and that with the largest change beyond
-            what the bounds force for ``"linf"``. Needed for gradients.
+        smoothing: s > 0 adds ``s/2 |z|^2`` to the linear objectives, where z is x for
+            ``"utility"``, the change from the clipped scores for ``"l1"``, and that with the
+            largest change beyond what the bounds force for ``"linf"``. Needed for gradients.
         elastic: what to do where no predictions within the bounds satisfy all constraints. Without
             it an ``InfeasibleError``; with it, of the predictions with the least total violation
             (the sum of all rows' excess, see ``fairopt.elastic``) those nearest to the scores, and

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
-from fairopt.formulate import as_constraints, both, check_bounds, rounded_inwards
+from fairopt.inputs import as_constraints, both, check_bounds, rounded_inwards
 from fairopt.online.hard import hard_batch
 from fairopt.online.layout import Arrays, Floats, Layout, programme
 from fairopt.online.paper import paper_batch, theorem

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
-from fairopt.formulate import as_batch, check_finite, read_weights, wide
 from fairopt.functionals import OUTCOME, Axis
+from fairopt.inputs import as_batch, check_finite, read_weights, wide
 from fairopt.online.layout import Floats, Integers, Layout, Programme, programme
 from fairopt.samples import GroupCounts, Groups, counted, outcome_and_targets, read_groups
 from fairopt.tracing import Plan, plan

@@ -14,7 +14,8 @@ from fairopt.agreement import cross_validate
 from fairopt.audit import audit
 from fairopt.constraints import Constraint
 from fairopt.errors import InfeasibleError
-from fairopt.formulate import Bounds, formulate
+from fairopt.formulate import formulate
+from fairopt.inputs import Bounds
 from fairopt.layer import project
 from fairopt.problem import QP
 
