@@ -512,3 +512,20 @@ def test_blocks_that_are_no_simplices_are_for_other_backends() -> None:
     uneven = QP(P * torch.arange(1, 7), q.double(), rows, low, one, 0.0)
     with pytest.raises(UnsupportedProblemError, match="the same for all variables of a block"):
         solve(uneven, backend="numba")
+
+
+def test_many_attributes_at_once() -> None:
+    """So many combinations that a binary layer takes its rows over partitions."""
+    torch.manual_seed(0)
+    n, classes = 600, 3
+    groups = {f"a{i}": torch.randint(0, 6, (n,)) for i in range(8)}
+    shift = torch.stack([groups["a0"], groups["a1"], groups["a2"]], 1)
+    scores = torch.softmax(torch.randn(n, classes).double() + 0.3 * shift, -1).requires_grad_()
+    parity = DemographicParity(0.02, compare="overall")
+    fair = project(scores, groups, parity, bounds=None, classes=classes)
+    assert not audit(scores.detach(), groups, parity, classes=classes).holds
+    assert audit(fair.detach(), groups, parity, classes=classes).holds
+    assert (fair.sum(-1) - 1).abs().max() <= 1e-15
+    assert fair.min() >= 0
+    (gradient,) = torch.autograd.grad(fair.square().sum(), scores)
+    assert gradient.sum(-1).abs().max() <= 1e-12  # along the simplex
