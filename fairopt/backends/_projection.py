@@ -812,9 +812,7 @@ def another_length(numbers, counts):  # type: ignore[no-untyped-def]
     low, high = numbers[LOW], numbers[HIGH]
     share = numbers[LOW_SLOPE] / (numbers[LOW_SLOPE] - numbers[HIGH_SLOPE])
     share = min(max(share, 0.01), 0.9)
-    if high == np.inf:
-        alpha = 8.0 * low
-    elif counts[TRIES] % 3 == 0:
+    if counts[TRIES] % 3 == 0:
         # A step may be ten orders too long: bisect the exponent now and then.
         alpha = math.sqrt(max(low, 1e-18) * high)
         if not low < alpha < high:
@@ -826,17 +824,14 @@ def another_length(numbers, counts):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def search(l, u, s, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
-    """Take the trial, and return False; or set another on the same ray, and return True."""
-    m, K = l.shape[0], s.shape[0]
+def slope_at(l, u, s, size, numbers, counts, Y, dt):  # type: ignore[no-untyped-def]
+    """The slope of Phi along the step, approached from the left, and how large it may be."""
     y, trial, target = Y[0], Y[1], Y[2]
-    # Slope of Phi along the step, approached from the left.
-    alpha = numbers[ALPHA]
     slope = noise = 0.0
-    for k in range(K):
+    for k in range(s.shape[0]):
         slope -= s[k] * dt[k]
         noise += size[k] * abs(dt[k])
-    for r in range(m):
+    for r in range(l.shape[0]):
         d = target[r] - y[r]
         if d != 0.0:
             sign = trial[r] if trial[r] != 0.0 else -d
@@ -848,6 +843,16 @@ def search(l, u, s, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped
         limit = max(limit, 0.3 * abs(numbers[SLOPE0]))
     if numbers[SLOPE0] >= -limit:
         limit = np.inf  # no descent above rounding is left: the step is a correction, take it
+    return slope, limit
+
+
+@compiled()
+def search(l, u, s, size, numbers, counts, Y, T, dt):  # type: ignore[no-untyped-def]
+    """Take the trial, and return False; or set another on the same ray, and return True."""
+    m, K = l.shape[0], s.shape[0]
+    y, trial, target = Y[0], Y[1], Y[2]
+    alpha = numbers[ALPHA]
+    slope, limit = slope_at(l, u, s, size, numbers, counts, Y, dt)
     again = True
     if slope > limit and counts[TRIES] < MAX_TRIES:
         # Too far: the minimum of Phi on this ray lies before alpha.

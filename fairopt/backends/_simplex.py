@@ -75,6 +75,7 @@ from fairopt.backends._projection import (
     largest_mean,
     new_state,
     newton_step,
+    slope_at,
     sum_rounding,
     tight_sides,
     two_sum_into,
@@ -297,22 +298,7 @@ def search(l, u, s, size, numbers, counts, patience, Y, T, dt):  # type: ignore[
     """
     y, trial, target = Y[0], Y[1], Y[2]
     alpha = numbers[ALPHA]
-    slope = noise = 0.0
-    for k in range(s.shape[0]):
-        slope -= s[k] * dt[k]
-        noise += size[k] * abs(dt[k])
-    for r in range(y.shape[0]):
-        d = target[r] - y[r]
-        if d != 0.0:
-            sign = trial[r] if trial[r] != 0.0 else -d
-            term = (u[r] if sign > 0.0 else l[r]) * d
-            slope += term
-            noise += abs(term)
-    limit = 8.0 * EPS * noise
-    if counts[REGULAR] and counts[ITERATION] <= 25:
-        limit = max(limit, 0.3 * abs(numbers[SLOPE0]))
-    if numbers[SLOPE0] >= -limit:
-        limit = np.inf  # no descent above rounding is left: the step is a correction, take it
+    slope, limit = slope_at(l, u, s, size, numbers, counts, Y, dt)
     tries = counts[TRIES]
     if slope > limit and tries < MAX_TRIES:
         numbers[HIGH], numbers[HIGH_SLOPE] = alpha, slope
