@@ -23,6 +23,7 @@ from fairopt.problem import (
     Rows,
     SparseRows,
     batched_cells,
+    chosen,
     shape_of,
     trusted,
 )
@@ -82,6 +83,14 @@ class BlockRows(Rows):
     def with_tensors(self, *tensors: Tensor) -> BlockRows:
         coefficient, weight = tensors
         return trusted(BlockRows, coefficient=coefficient, cell=self.cell, weight=weight)
+
+    def select(self, index: Tensor) -> BlockRows:
+        return trusted(
+            BlockRows,
+            coefficient=chosen(self.coefficient, index),
+            cell=chosen(self.cell, index),
+            weight=chosen(self.weight, index),
+        )
 
     def expand(self, batch: int) -> BlockRows:
         return trusted(

@@ -47,7 +47,7 @@ from torch import Tensor
 from fairopt.backends import Backend
 from fairopt.conflicts import is_small
 from fairopt.errors import ConvergenceError, InfeasibleError, UnsupportedProblemError
-from fairopt.problem import LP, QP, CellRows, DenseRows, Problem, Rows, SparseRows, trusted
+from fairopt.problem import LP, QP, DenseRows, Problem, select, trusted
 from fairopt.reach import Project, Reach, linear_optimum, points, proof_rows, reach, told
 from fairopt.solution import ROW_PRECISION, Solution, Status, row_excess
 from fairopt.solve import attempt, refusal_of, solve_detached
@@ -92,7 +92,7 @@ def solve_elastic(
     others = torch.tensor([s not in (Status.INFEASIBLE, Status.SOLVED) for s in answer.status])
     if bool(others.any()) and not (
         all(s in (Status.INFEASIBLE, Status.SOLVED, Status.STALLED) for s in answer.status)
-        and are_infeasible(pick(problem.detach(), others.nonzero().squeeze(-1)))
+        and are_infeasible(select(problem.detach(), others.nonzero().squeeze(-1)))
     ):
         raise refusal_of(answer)
     infeasible = infeasible | others
@@ -103,8 +103,8 @@ def solve_elastic(
     hard, soft = (
         None if center is None else center[index.to(center.device)] for index in (rest, which)
     )
-    plain = solve_detached(pick(problem, rest), backend, smoothing, options, center=hard)
-    elastic = one_kind(pick(problem, which), which, backend, smoothing, options, soft)
+    plain = solve_detached(select(problem, rest), backend, smoothing, options, center=hard)
+    elastic = one_kind(select(problem, which), which, backend, smoothing, options, soft)
     return together(problem.detach(), (rest, *plain), (which, *elastic))
 
 
@@ -341,32 +341,3 @@ def together(problem: Problem, *solved: tuple[Tensor, Tensor, Solution]) -> tupl
         context=None,
         verified=False,
     )
-
-
-def pick(problem: Problem, index: Tensor) -> Problem:
-    """Some problems of a batch, with the history of their data; what is shared stays shared."""
-
-    def some(tensor: Tensor) -> Tensor:
-        if tensor.stride(0) == 0:
-            return tensor[:1].expand(len(index), *tensor.shape[1:])
-        return tensor[index.to(tensor.device)]
-
-    rows = problem.rows
-    picked: Rows
-    if isinstance(rows, CellRows):
-        picked = trusted(
-            CellRows, coefficient=some(rows.coefficient), cell=some(rows.cell),
-            weight=some(rows.weight),
-        )  # fmt: skip
-    else:
-        picked = rows.with_tensors(*map(some, rows.tensors))
-    fields: dict[str, Any] = {
-        name: some(value) if isinstance(value, Tensor) else value
-        for name, value in problem.__dict__.items()
-    }
-    fields["rows"] = picked
-    if isinstance(problem, QP):
-        fields["memo"] = None
-        if isinstance(problem.P, SparseRows):
-            fields["P"] = problem.P.with_tensors(some(problem.P.values))
-    return trusted(type(problem), **fields)

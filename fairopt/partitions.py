@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairopt.problem import CellRows, cell_factor, trusted
+from fairopt.problem import CellRows, cell_factor, chosen, trusted
 
 __all__ = ["PartitionedRows", "Partitions"]
 
@@ -136,10 +136,8 @@ class PartitionedRows(CellRows):
         )  # fmt: skip
 
     def select(self, index: Tensor) -> PartitionedRows:
-        """The rows of those problems of the batch only."""
-        return PartitionedRows(
-            self.table[index], self.partitions, self.cell[index], self.weight[index]
-        )
+        table, cell, weight = (chosen(t, index) for t in (self.table, self.cell, self.weight))
+        return PartitionedRows(table, self.partitions, cell, weight)
 
     def plain(self) -> CellRows:
         """The same rows without the partitions."""

@@ -26,6 +26,7 @@ from fairopt.errors import ProblemError
 __all__ = ["LP", "QP", "CellRows", "DenseRows", "Problem", "Rows", "SparseRows"]
 
 Kind = TypeVar("Kind")
+AnyProblem = TypeVar("AnyProblem", bound="QP | LP")
 
 FLOATS = (torch.float32, torch.float64)
 
@@ -96,6 +97,10 @@ class Rows(ABC):
     @abstractmethod
     def expand(self, batch: int) -> Rows:
         """The same rows for each of ``batch`` problems, without a copy."""
+
+    def select(self, index: Tensor) -> Rows:
+        """The rows of those problems of the batch only, whose numbers are in ``index``, int64."""
+        return self.with_tensors(*(chosen(tensor, index) for tensor in self.tensors))
 
     @abstractmethod
     def apply(self, x: Tensor) -> Tensor:
@@ -406,6 +411,14 @@ class CellRows(Rows):
     def with_tensors(self, *tensors: Tensor) -> CellRows:
         coefficient, weight = tensors
         return trusted(CellRows, coefficient=coefficient, cell=self.cell, weight=weight)
+
+    def select(self, index: Tensor) -> CellRows:
+        return trusted(
+            CellRows,
+            coefficient=chosen(self.coefficient, index),
+            cell=chosen(self.cell, index),
+            weight=chosen(self.weight, index),
+        )
 
     def expand(self, batch: int) -> CellRows:
         return trusted(
@@ -737,6 +750,27 @@ def batched_quadratic(P: Tensor | SparseRows, batch: int, n: int) -> Tensor | Sp
         f"P: expected ({batch}, {n}) for a diagonal or ({batch}, {n}, {n}) for a matrix, where a "
         f"leading 1 means shared by the batch; got {shape_of(P)}"
     )
+
+
+def chosen(tensor: Tensor, index: Tensor) -> Tensor:
+    """Some problems' part of a tensor, with its history; what they share stays shared."""
+    if tensor.stride(0) == 0:
+        return tensor[:1].expand(len(index), *tensor.shape[1:])
+    return tensor[index.to(tensor.device)]
+
+
+def select(problem: AnyProblem, index: Tensor) -> AnyProblem:
+    """Only those problems of the batch, whose numbers are in ``index``, int64."""
+    fields: dict[str, Any] = {
+        name: chosen(value, index) if isinstance(value, Tensor) else value
+        for name, value in problem.__dict__.items()
+    }
+    fields["rows"] = problem.rows.select(index)
+    if isinstance(problem, QP):
+        fields["memo"] = None
+        if isinstance(problem.P, SparseRows):
+            fields["P"] = problem.P.select(index)
+    return trusted(type(problem), **fields)
 
 
 def canonical(

@@ -581,3 +581,22 @@ def test_many_rows_and_cells() -> None:
     for b in range(2):
         least = least_total(problem, b)
         assert float(solution.excess[b].sum()) == pytest.approx(least, rel=1e-7)
+
+
+def test_a_mixed_batch_of_many_attributes_is_each_problem_alone() -> None:
+    """Rows over partitions stay that when the problems of a batch part."""
+    n = 300
+    generator = torch.Generator().manual_seed(0)
+    groups = {f"a{i}": torch.randint(0, 6, (n,), generator=generator) for i in range(6)}
+    scores = torch.rand(2, n, generator=generator, dtype=torch.float64)
+    low, high = torch.zeros(2, n).double(), torch.ones(2, n).double()
+    low[0] = torch.where(groups["a0"] == 0, 0.5, 0.0)
+    high[0] = torch.where(groups["a0"] == 0, 1.0, 0.4)
+    parity = DemographicParity(0.05)
+    layer = FairnessLayer(parity, bounds=(low, high), elastic=True)
+    fair = layer(scores, groups)
+    assert layer.last is not None
+    assert layer.last.status == (Status.ELASTIC, Status.SOLVED)
+    for b in range(2):
+        alone = project(scores[b], groups, parity, bounds=(low[b], high[b]), elastic=True)
+        torch.testing.assert_close(fair[b], alone, rtol=0, atol=1e-12)

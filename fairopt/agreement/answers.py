@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fairopt.agreement.parameters import names, pick
+from fairopt.agreement.parameters import names
 from fairopt.backends import Backend
 from fairopt.errors import ConvergenceError, FairoptError, ProblemError, UnsupportedProblemError
-from fairopt.problem import LP, QP, Problem
+from fairopt.problem import LP, QP, Problem, select
 from fairopt.solution import Solution, Status
 from fairopt.solve import answered, judged, solve
 
@@ -83,7 +83,7 @@ def ask(label: str, backend: Backend, problem: Problem, g: Tensor, repeats: int)
     part, chosen = problem, g
     if isinstance(problem, QP) and not bool(accepted.all()):
         index = accepted.nonzero().squeeze(-1)
-        part, chosen = pick(problem, index), g[:, index]
+        part, chosen = select(problem, index), g[:, index]
     try:
         if repeats and (isinstance(part, QP) or bool(accepted.all())):
             answer.forward = best(repeats, lambda: solve(part, backend=backend), no.device)

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from fairopt.block_rows import BlockRows
-from fairopt.partitions import PartitionedRows
-from fairopt.problem import QP, CellRows, DenseRows, Problem, Rows, SparseRows, row_name, trusted
+from fairopt.problem import QP, CellRows, DenseRows, Problem, Rows, SparseRows, row_name
 
-__all__ = ["names", "natural_sizes", "pick", "place", "row_word"]
+__all__ = ["names", "natural_sizes", "place", "row_word"]
 
 SIDES = ("l", "u", "lb", "ub")
 
@@ -108,31 +107,3 @@ def natural_sizes(
 def magnitudes(rows: Rows) -> Rows:
     """The absolute values of what defines the rows, in the same structure."""
     return rows.with_tensors(*(tensor.abs() for tensor in rows.tensors))
-
-
-def pick(problem: QP, index: Tensor) -> QP:
-    """Only those problems of the batch, whose numbers are in ``index``, int64."""
-    rows = problem.rows
-    if isinstance(rows, PartitionedRows):
-        chosen: Rows = rows.select(index)
-    elif isinstance(rows, (CellRows, BlockRows)):
-        chosen = trusted(
-            type(rows),
-            coefficient=rows.coefficient[index],
-            cell=rows.cell[index],
-            weight=rows.weight[index],
-        )
-    else:
-        chosen = rows.with_tensors(*(tensor[index] for tensor in rows.tensors))
-    others = [t[index] for t in (problem.q, problem.l, problem.u, problem.lb, problem.ub)]
-    q, l, u, lb, ub = others
-    quadratic = problem.P
-    P = (
-        quadratic[index]
-        if isinstance(quadratic, Tensor)
-        else quadratic.with_tensors(quadratic.values[index])
-    )
-    return trusted(
-        QP, P=P, q=q, rows=chosen, l=l, u=u, lb=lb, ub=ub,
-        row_names=problem.row_names, skipped=problem.skipped,
-    )  # fmt: skip

@@ -12,10 +12,10 @@ from torch import Tensor
 from fairopt.agreement.answers import Answer
 from fairopt.agreement.degeneracy import Standing, standing, units
 from fairopt.agreement.finite_differences import PARTNER, Slope, finite_differences
-from fairopt.agreement.parameters import names, natural_sizes, pick, place
+from fairopt.agreement.parameters import names, natural_sizes, place
 from fairopt.errors import FairoptError
 from fairopt.kkt import metric
-from fairopt.problem import LP, QP, Problem
+from fairopt.problem import LP, QP, Problem, select
 
 __all__ = [
     "ORACLE",
@@ -291,7 +291,7 @@ def slopes(
         return
     try:
         found = finite_differences(
-            pick(problem, index), solver.backend, g[:, index],
+            select(problem, index), solver.backend, g[:, index],
             where.standing.unique_duals[index], directions=DIRECTIONS, generator=generator,
         )  # fmt: skip
     except FairoptError as error:
