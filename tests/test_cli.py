@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import fairopt
 from fairopt import backends
-from fairopt.cli import _DEMO_NOTIONS, _Progress, main
+from fairopt.cli import main
+from fairopt.commands import demo as demo_command
 from fairopt.demo.notions import NOTIONS, group_gaps
 from fairopt.demo.training import area_under_curve
 
@@ -160,7 +161,7 @@ class _Terminal(io.StringIO):
 
 def test_progress_rewrites_one_line_on_a_terminal() -> None:
     stream = _Terminal()
-    progress = _Progress(stream)
+    progress = demo_command.Progress(stream)
     progress("one", False)
     progress("two", True)
     assert stream.getvalue() == "\r\x1b[Kone\r\x1b[Ktwo\n"
@@ -194,15 +195,15 @@ def test_gaps_are_those_of_the_groups_present() -> None:
         "mean-residual": (-0.1 + 0.7) / 2 - (-0.9 + 0.5) / 2,
         "impact-ratio": 1 - 0.2 / 0.7,
     }
-    for notion in _DEMO_NOTIONS:
+    for notion in demo_command.NOTIONS:
         gaps = group_gaps(predictions, targets, groups, [notion], ["two", "one"])
         assert gaps == {"two": pytest.approx(expected[notion], abs=1e-7), "one": 0.0}, notion
-    assert tuple(NOTIONS) == _DEMO_NOTIONS
+    assert tuple(NOTIONS) == demo_command.NOTIONS
     both = group_gaps(predictions, targets, groups, ["equal-opportunity", "error-parity"], ["two"])
     assert both["two"] == pytest.approx(0.3, abs=1e-7)
 
 
-@pytest.mark.parametrize("notion", _DEMO_NOTIONS)
+@pytest.mark.parametrize("notion", demo_command.NOTIONS)
 def test_demo_holds_any_notion(
     notion: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,7 +88,8 @@ LAYERS = [
     {"solve"},
     {"elastic"},
     {"layer", "online", "agreement", "audit", "datasets", "sampler"},
-    {"demo", "doctor", "compare", "testing"},
+    {"demo", "doctor", "compare", "testing", "streamed"},
+    {"commands"},
     {"cli"},
 ]
 FAIRNESS = {
@@ -109,6 +110,8 @@ FAIRNESS = {
     "sampler",
     "demo",
     "compare",
+    "streamed",
+    "commands",
     "cli",
 }
 

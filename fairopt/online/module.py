@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
 from fairopt.inputs import as_constraints, both, check_bounds, rounded_inwards
 from fairopt.online.hard import hard_batch
-from fairopt.online.layout import Arrays, Floats, Layout, programme
+from fairopt.online.layout import Arrays, Floats, Layout, labelled, programme
 from fairopt.online.paper import paper_batch, theorem
 from fairopt.online.persistence import differences, read_state, write_state
 from fairopt.online.reading import NO_CHANCES, NOTHING, ONE, Samples, UnknownGroup, read
@@ -361,15 +361,24 @@ class OnlineParity(torch.nn.Module):
     # The state
     # -----------------------------------------------------------------------------------------
 
-    def report(self) -> OnlineReport:
-        """Samples, groups, pooled rows, multipliers and bounds, from the sums."""
+    def report(self, labels: Mapping[str, Sequence[str]] | None = None) -> OnlineReport:
+        """Samples, groups, pooled rows, multipliers and bounds, from the sums.
+
+        Args:
+            labels: what to call the groups: for an attribute the labels of codes 0, 1, ...; codes
+                beyond them, and attributes left out, keep their numbers.
+        """
         with self._lock:
             made = self._state.programme
             arrays = made.arrays() if made is not None else None
             paper = (math.nan, math.nan)
             if self.feedback == "batch":
                 paper = theorem(self._state, self.step_size, arrays)
-            return report_of(self._state, self.feedback, paper)
+            state = self._state
+            if labels and made is not None:
+                state = state.copy()
+                state.programme = labelled(made, labels)
+            return report_of(state, self.feedback, paper)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -407,25 +416,33 @@ class OnlineParity(torch.nn.Module):
             merged.absorb(theirs)
             self._commit(merged)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, notes: Mapping[str, Any] | None = None) -> None:
         """Write state and configuration to a file, which appears whole or not at all.
 
+        Args:
+            notes: anything that JSON can hold, kept with the state: how far an input was read, say,
+                so that both are of one moment. ``load`` returns it.
+
         Raises:
+            ProblemError: JSON cannot hold the notes.
             OSError: it cannot be written; what was there before is still there.
         """
         with self._lock:
             state = self._state.copy()
-        write_state(path, state, self.configuration())
+        write_state(path, state, self.configuration(), notes)
 
-    def load(self, path: str | os.PathLike[str]) -> None:
+    def load(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Go on from a file that ``save`` wrote; the state is replaced.
+
+        Returns:
+            The notes that were saved with it.
 
         Raises:
             ProblemError: the file is torn or none of ours, or was saved under another
                 configuration; the message says what differs, and the state is as before.
             OSError: it cannot be read.
         """
-        configuration, layout, arrays = read_state(path)
+        configuration, layout, arrays, notes = read_state(path)
         different = differences(self.configuration(), configuration)
         if different:
             raise ProblemError(
@@ -436,6 +453,7 @@ class OnlineParity(torch.nn.Module):
         made = programme(self.constraints, Layout.from_json(layout)) if layout else None
         with self._lock:
             self._commit(State.restored(made, arrays))
+        return notes
 
     def configuration(self) -> dict[str, Any]:
         """What must be the same for two states to mean the same; ready for JSON."""

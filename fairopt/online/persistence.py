@@ -1,7 +1,8 @@
 """The state of a stream in one file: written whole or not at all, and checked when read.
 
-A first line that says what it is, a line of JSON with ``configuration``, ``layout`` and ``arrays``
-(name, dtype and shape of each), the arrays one after another, and the SHA-256 of all that.
+A first line that says what it is, a line of JSON with ``configuration``, ``layout``, ``arrays``
+(name, dtype and shape of each) and, if there are any, ``notes``, the arrays one after another, and
+the SHA-256 of all that.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,18 +21,22 @@ import numpy as np
 from fairopt.errors import ProblemError
 from fairopt.online.state import ARRAYS, State
 
-__all__ = ["differences", "read_state", "write_state"]
+__all__ = ["differences", "read_state", "sweep", "write_state"]
 
 MAGIC = b"fairopt stream 1\n"
 DIGEST = hashlib.sha256().digest_size
 
 
 def write_state(
-    path: str | os.PathLike[str], state: State, configuration: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    state: State,
+    configuration: Mapping[str, Any],
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a file beside the target, force it to the disk, and put it in the target's place.
 
     Raises:
+        ProblemError: JSON cannot hold the notes.
         OSError: it cannot be written; what was there before is still there.
     """
     arrays = {name: np.ascontiguousarray(each) for name, each in state.arrays().items()}
@@ -39,7 +45,15 @@ def write_state(
         "layout": bytes(state.layout_bytes()).decode(),
         "arrays": [[name, each.dtype.str, list(each.shape)] for name, each in arrays.items()],
     }
-    body = MAGIC + json.dumps(header).encode() + b"\n"
+    if notes is not None:
+        header["notes"] = dict(notes)
+    try:
+        line = json.dumps(header, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ProblemError(
+            f"notes: expected what JSON can hold, got something else: {error}"
+        ) from (error)
+    body = MAGIC + line.encode() + b"\n"
     little = [each.astype(each.dtype.newbyteorder("<")) for each in arrays.values()]
     body += b"".join(each.tobytes() for each in little)
     target = Path(path)
@@ -66,8 +80,22 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Configuration, layout and arrays of a file.
+def sweep(path: str | os.PathLike[str]) -> None:
+    """Remove what writers of a file left beside it when they were killed.
+
+    Only for who knows that nobody is writing it now.
+    """
+    target = Path(path)
+    ours = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{16}")
+    for each in target.parent.iterdir():
+        if ours.fullmatch(each.name):
+            each.unlink(missing_ok=True)
+
+
+def read_state(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Any], str, dict[str, Any], dict[str, Any]]:
+    """Configuration, layout, arrays and notes of a file.
 
     Raises:
         ProblemError: it is not such a file, or not whole.
@@ -97,6 +125,7 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, dict[
             first += size
         complete = set(arrays) == set(ARRAYS) and first == len(rest)
         configuration, layout = dict(header["configuration"]), str(header["layout"])
+        notes = dict(header.get("notes", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise ProblemError(f"{path}: expected the state of a stream, got {error}") from error
     if not complete:
@@ -104,7 +133,7 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, dict[
             f"{path}: expected the arrays {', '.join(ARRAYS)}, got {', '.join(arrays)}; it was "
             "written by another version of fairopt"
         )
-    return configuration, layout, arrays
+    return configuration, layout, arrays, notes
 
 
 def differences(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:

@@ -175,9 +175,10 @@ class State:
                 )
             mine[...] = array
         good = bool((new.counts >= 0).all() and (new.totals >= 0).all())
-        good = good and all(
-            bool(np.isfinite(getattr(new, name)).all()) for name in ("sums", "pending", "rows")
-        )
+        # The last column of rows is infinite between ``observe`` and the next step.
+        finite = (new.sums, new.pending, new.rows[:, :3])
+        good = good and all(bool(np.isfinite(each).all()) for each in finite)
+        good = good and not bool(np.isnan(new.rows).any())
         if not good:
             raise ProblemError(
                 "state: expected counts of at least 0 and finite sums, got others; the state was "
