@@ -293,13 +293,13 @@ def test_labels_are_text_numbers_and_truth_values(place):
 
 
 def test_other_names_quotes_marks_and_line_ends(place):
-    text = '\ufeff"the score",G,"note, free"\r\n0.25,x,"says ""no"", or so"\r\n+1e-1, y ,\r\n'
+    text = '\ufeff"the score",G,"note, free"\r\n0.25,x,"says ""no"", or so"\r\n+25e-2, y ,\r\n'
     arguments = [*RULE, "--score", "the score", "--groups", "G", "--adjusted", "fair, now"]
     status, out, _ = place.run(*arguments, stdin=text.encode())
     assert status == 0
     assert out.decode() == (
         '\ufeff"the score",G,"note, free","fair, now"\n0.25,x,"says ""no"", or so",0.25\n'
-        "+1e-1, y ,,0.1\n"
+        "+25e-2, y ,,0.25\n"
     )
     assert saved()[0]["codes"] == {"G": ["x", "y"]}
 
@@ -352,9 +352,10 @@ def test_standard_input_from_its_start_again(place):
     place.run(*PARITY, "--from-start", "--output", "out", stdin=as_csv(records[:40]))
     status, _, _ = place.run(*PARITY, "--from-start", "--output", "out", stdin=data)
     assert status == 0
-    assert adjusted(Path("out").read_bytes()) == expected(
-        records, DemographicParity(0.05, "sex"), ("sex",)
-    )[0]
+    assert (
+        adjusted(Path("out").read_bytes())
+        == expected(records, DemographicParity(0.05, "sex"), ("sex",))[0]
+    )
     before = Path("S").read_bytes()
     status, _, said = place.run(*PARITY, "--from-start", stdin=as_csv(people(90, seed=5)))
     assert status == 2
@@ -528,7 +529,7 @@ BAD = {
     "no target": ("0.5,F,,1", "y: expected a value, got none"),
     "a target of 2": ("0.5,F,2,1", "needs targets that are 0 or 1"),
     "a negative weight": ("0.5,F,1,-1", "w: expected a weight of at least 0, got -1.0"),
-    "an unknown group": ("0.5,X,1,1", "groups['sex']: expected codes below 2"),
+    "an unknown group": ("0.5,X,1,1", "sex: expected one of the labels declared, F, M, got 'X'"),
     "a field too few": ("0.5,F,1", "expected 4 fields, as in the header, got 3"),
     "a field too many": ("0.5,F,1,1,1", "expected 4 fields, as in the header, got 5"),
     "two lines": ('0.5,"F', "expected a record of CSV on one line"),
@@ -623,6 +624,8 @@ def test_headers_that_are_refused_leave_nothing_behind(text, message, place):
         ([*PARITY, "--on", "race"], "--on: expected some of sex, got 'race'"),
         ([*PARITY, "--group-labels", "race=a"], "--group-labels: expected some of sex"),
         ([*PARITY, "--unknown-group", "raise"], "expected --group-labels for sex, got none"),
+        ([*PARITY, "--output", "S"], "files: expected different ones"),
+        (["o", *PARITY, "--output", "o"], "files: expected different ones"),
         ([*PARITY, "--observe"], "--observe: expected --target"),
         ([*PARITY, "--observe", "--target", "y", "--output", "o"], "expected no --output"),
         ([*PARITY, "--warm-up", "3"], "warm_up: expected 0 with feedback='pooled', got 3"),

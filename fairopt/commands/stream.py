@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 from fairopt.commands.arguments import USAGE_ERROR, at_least, bound, finite, names, write_json
+from fairopt.commands.demo import NOTIONS
 from fairopt.errors import ProblemError
 
 if TYPE_CHECKING:
@@ -26,15 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add"]
 
-NOTIONS = (
-    "demographic-parity",
-    "equal-opportunity",
-    "predictive-equality",
-    "equalized-odds",
-    "error-parity",
-    "mean-residual",
-    "impact-ratio",
-)
 BY_SIGNAL = 128
 
 
@@ -266,6 +258,11 @@ def _check(
     bare = [name for name, gap in arguments.notion.items() if gap is None]
     if bare and arguments.tolerance is None:
         raise ProblemError(f"--tolerance: expected a number for {', '.join(bare)}, got none")
+    files = [arguments.state, arguments.output, arguments.json]
+    files += [] if arguments.file == "-" else [Path(arguments.file)]
+    files = [str(path.resolve()) for path in files if path is not None]
+    if len(set(files)) < len(files):
+        raise ProblemError(f"files: expected different ones, got {', '.join(files)}")
     if arguments.observe and arguments.target is None:
         raise ProblemError("--observe: expected --target, the column of the targets, got none")
     if arguments.observe and arguments.output is not None:

@@ -21,7 +21,7 @@ import numpy as np
 from fairopt.errors import ProblemError
 from fairopt.online.state import ARRAYS, State
 
-__all__ = ["differences", "read_state", "sweep", "write_state"]
+__all__ = ["differences", "read_state", "sweep", "sync_folder", "write_state"]
 
 MAGIC = b"fairopt stream 1\n"
 DIGEST = hashlib.sha256().digest_size

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from fairopt.errors import ProblemError
+from fairopt.online.persistence import sync_folder
 from fairopt.streamed.files import BLOCK, NOTHING, Mark, compare
 
 __all__ = ["FileOutput", "NoOutput", "Output", "PipeOutput", "Written"]
@@ -135,6 +136,8 @@ class FileOutput:
     def resume(self, written: Written) -> bool:
         self._file = self._stack.enter_context(self._path.open("ab+"))
         size = self._file.seek(0, os.SEEK_END)
+        if size == 0:
+            sync_folder(self._path.parent)  # the file itself may be new
         if size == 0 and not (written.in_file and written.mark.length == 0):
             # Another file than before, or the first one.
             self.written = Written(written.header, in_file=True)

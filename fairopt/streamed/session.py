@@ -36,6 +36,7 @@ from fairopt.streamed.records import (
     Records,
     Refusal,
     read,
+    shown,
 )
 
 __all__ = ["CHUNK", "Session"]
@@ -307,6 +308,8 @@ class Session:
             name: torch.tensor([codes[name].setdefault(v, len(codes[name])) for v in values[name]])
             for name in columns.groups
         }
+        if self.parity.unknown_group == "raise":
+            self._check_known(codes)
 
         def tensor(name: str | None) -> Tensor | None:
             return None if name is None else torch.tensor(values[name], dtype=torch.float64)
@@ -331,6 +334,15 @@ class Session:
         self._codes = codes
         found: list[float] = x.tolist()
         return found
+
+    def _check_known(self, codes: Mapping[str, Mapping[str, int]]) -> None:
+        """Raise where there are labels that were not declared."""
+        for name, known in self._codes.items():
+            for label in tuple(codes[name])[len(known) :]:
+                raise ProblemError(
+                    f"{name}: expected one of the labels declared, {', '.join(known)}, got "
+                    f"{shown(label)}; correct it, or declare it in a stream with another state"
+                )
 
     def _check_finite(self, x: Tensor) -> None:
         """Raise where sums ran over; such a state could not be loaded again."""
