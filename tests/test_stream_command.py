@@ -710,7 +710,7 @@ def test_a_slow_producer_is_answered_line_by_line_and_ends_are_clean(place):
     assert third.wait(60) == 128 + 13
     said = third.stderr.read().decode()
     assert "going on after record 6" in said
-    assert "nobody reads standard output any more" in said
+    assert "nobody reads what is written any more" in said
     assert "Traceback" not in said and "Exception ignored" not in said
     # What was counted and could not be written comes first.
     fourth = command(*PARITY, "--state", "S")
@@ -729,6 +729,24 @@ def test_interrupts_end_in_order_with_a_report(place):
     assert process.wait(60) == 128 + signal.SIGINT
     assert b"1 samples in 1 batches" in process.stderr.read()
     assert saved()[0]["output"]["pending"] == ""
+
+
+def test_who_waits_for_a_reader_that_does_not_read_ends_at_the_second_signal(place):
+    records = people(4000)
+    Path("in").write_bytes(as_csv(records))
+    process = command("in", *PARITY, "--state", "S")
+    while not Path("S").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)  # the pipe is full: what was counted waits for its reader
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    process.stdout.close()
+    status, out, said = place.run("in", *PARITY)
+    assert status == 0
+    assert "going on after record 4000" in said and "come once more" in said
+    assert adjusted(out) == expected(records, DemographicParity(0.05, "sex"), ("sex",))[0]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -777,6 +795,11 @@ class Undisturbed:
         return number, counted, output
 
 
+def stamp():
+    """Changes with the state file."""
+    return Path("S").stat().st_mtime_ns if Path("S").exists() else None
+
+
 def level(undisturbed, counted, output):
     """Whether everything that was counted was written."""
     return output == undisturbed.output[: len(output)] and output.count(b"\n") == counted + 1
@@ -811,7 +834,7 @@ def test_killed_before_each_operation_nothing_is_lost_or_counted_twice(place):
 @pytest.mark.slow
 def test_fifty_kills_at_random_moments(place):
     draw = random.Random(11)
-    records = people(12_000, seed=2)
+    records = people(9_000, seed=2)
     Path("in").write_bytes(as_csv(records))
     arguments = ["in", *PARITY, "--output", "out", "--chunk-size", str(CHUNK)]
     began = time.monotonic()
@@ -819,8 +842,8 @@ def test_fifty_kills_at_random_moments(place):
     each = (time.monotonic() - began) / len(undisturbed.states)
     right, _ = expected(records, DemographicParity(0.05, "sex"), ("sex",))
     assert adjusted(undisturbed.output) == right
-    everything = [*arguments, "--state", "S"]
-    seen, levels, last = [], set(), 0
+    arguments += ["--state", "S"]
+    seen, levels, last = [], [], 0
 
     def look():
         nonlocal last
@@ -828,36 +851,48 @@ def test_fifty_kills_at_random_moments(place):
         assert counted >= last, "what was counted before is counted still"
         last = counted
         seen.append(number)
-        levels.add(level(undisturbed, counted, output))
+        levels.append(level(undisturbed, counted, output))
 
-    kills = 0
+    def changed():
+        """Wait until the victim is at work: the state is another one than before."""
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            now = stamp()
+            if now not in (before, None):
+                return
+            time.sleep(each / 10)
+        raise AssertionError("the victim does nothing")
+
     with nursery() as victims:
-        while kills < 40:
-            if kills % 4 == 3:  # at a random operation
-                victims.start(everything, bomb=draw.randrange(40))
-            else:  # at a random time
-                child = victims.start(everything)
-                time.sleep(draw.uniform(0.0, 0.01 + 12 * each))
+        for kill in range(40):
+            before = stamp()
+            if kill % 4 == 0:  # at a random operation
+                victims.start(arguments, bomb=draw.randrange(60))
+            else:
+                child = victims.start(arguments)
+                if kill % 4 == 1:  # while it begins
+                    time.sleep(draw.uniform(0.0, 0.1))
+                else:  # while it is at work
+                    changed()
+                    time.sleep(draw.uniform(0.0, 6 * each))
                 os.kill(child, signal.SIGKILL)
             assert victims.end() == -signal.SIGKILL, "it came to its end before it was killed"
-            kills += 1
             look()
-    while kills < 50:  # and ten starts of the command itself
-        process = command(*everything, stderr=subprocess.DEVNULL)
-        before = Path("S").stat().st_mtime_ns
-        until = time.monotonic() + 60
-        while kills % 5 and Path("S").stat().st_mtime_ns == before and time.monotonic() < until:
-            time.sleep(0.001)  # it imports; one in five is killed before it is through
-        time.sleep(draw.uniform(0.0, 12 * each))
+    for kill in range(10):  # and ten starts of the command itself
+        before = stamp()
+        process = command(*arguments, stderr=subprocess.DEVNULL)
+        if kill % 5:
+            changed()
+        time.sleep(draw.uniform(0.0, 6 * each))
         process.send_signal(signal.SIGKILL)
         assert process.wait(60) == -signal.SIGKILL
         process.stdin.close()
         process.stdout.close()
-        kills += 1
         look()
+    assert len(seen) == 50
     assert len(set(seen)) >= 20
-    assert levels == {True, False}
-    assert place.run(*arguments)[0] == 0
+    assert set(levels) == {True, False}
+    assert place.run(*arguments[:-2])[0] == 0
     assert Path("out").read_bytes() == undisturbed.output
     assert Path("S").read_bytes() == undisturbed.final
     assert sorted(p.name for p in place.folder.iterdir()) == ["S", "S.lock", "in", "out"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from fairopt.commands.arguments import USAGE_ERROR, at_least, bound, finite, names, write_json
 from fairopt.commands.demo import NOTIONS
@@ -180,13 +180,13 @@ def _serve(
 ) -> int:
     from fairopt.streamed import Columns, Session
 
-    wait = _Wait()
-    stack.enter_context(_signals(wait))
+    signals = _Signals()
+    stack.enter_context(signals.caught_here())
     columns = Columns(
         arguments.score, groups, arguments.target, arguments.weight, arguments.adjusted,
         arguments.observe,
     )  # fmt: skip
-    source = _source(arguments.file, wait, stack)
+    source = _source(arguments.file, signals, stack)
     chosen = {} if arguments.chunk_size is None else {"chunk": arguments.chunk_size}
     status, session = 0, None
     try:
@@ -195,7 +195,7 @@ def _serve(
                 _parity(arguments, groups, labels),
                 columns,
                 state=arguments.state,
-                output=_output(arguments, wait, stack),
+                output=_output(arguments, signals, stack),
                 kind=arguments.format,
                 batch_size=arguments.batch_size,
                 labels=labels,
@@ -210,19 +210,16 @@ def _serve(
             source,
             from_start=arguments.from_start,
             new_input=arguments.new_input,
-            stopped=lambda: wait.caught is not None,
+            stopped=lambda: signals.caught is not None,
         )
     except _Stop:
         pass
     except BrokenPipeError:
-        # The interpreter flushes standard output at its end; let it have somewhere to go.
-        with suppress(OSError, ValueError, AttributeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _say("nobody reads standard output any more; what is missing comes first in the next run")
+        _say("nobody reads what is written any more; what is missing comes first in the next run")
         status = BY_SIGNAL + 13
-    if wait.caught is not None:
-        _say(f"ended by {signal.Signals(wait.caught).name}; the state is saved")
-        status = BY_SIGNAL + wait.caught
+    if signals.caught is not None:
+        _say(f"ended by {signal.Signals(signals.caught).name}; the state is saved")
+        status = BY_SIGNAL + signals.caught
     if session is not None:
         report = session.report()
         print(f"{session.records} records\n{report}", file=sys.stderr)
@@ -292,28 +289,36 @@ def _parity(
     )
 
 
-def _source(name: str, wait: _Wait, stack: ExitStack) -> Source:
+def _source(name: str, signals: _Signals, stack: ExitStack) -> Source:
     from fairopt.streamed import Source
 
     if name == "-":
-        return Source(cast("BufferedReader", sys.stdin.buffer), None, wait)
+        _blocking(sys.stdin.buffer)
+        return Source(cast("BufferedReader", sys.stdin.buffer), None, signals.reading)
     path = Path(name)
     file = stack.enter_context(path.open("rb"))
     regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    return Source(file, path if regular else None, wait)
+    return Source(file, path if regular else None, signals.reading)
 
 
-def _output(arguments: argparse.Namespace, wait: _Wait, stack: ExitStack) -> Output:
+def _output(arguments: argparse.Namespace, signals: _Signals, stack: ExitStack) -> Output:
     from fairopt.streamed import FileOutput, NoOutput, PipeOutput
 
     path: Path | None = arguments.output
     if arguments.observe:
         return NoOutput()
     if path is None:
-        return PipeOutput(sys.stdout.buffer, wait)
+        _blocking(sys.stdout.buffer)
+        return PipeOutput(getattr(sys.stdout.buffer, "raw", sys.stdout.buffer), signals.writing)
     if path.exists() and not path.is_file():  # a named pipe, a device
-        return PipeOutput(stack.enter_context(path.open("wb")), wait)
+        return PipeOutput(stack.enter_context(path.open("wb", buffering=0)), signals.writing)
     return FileOutput(path, stack)
+
+
+def _blocking(file: BinaryIO) -> None:
+    """Let a standard stream wait, whatever the process before us made of it."""
+    with suppress(OSError, ValueError):  # no file of the system
+        os.set_blocking(file.fileno(), True)
 
 
 def _say(line: str) -> None:
@@ -324,41 +329,56 @@ class _Stop(BaseException):
     """Ends a wait."""
 
 
-class _Wait:
-    """Entered while waiting for who sends or who reads: only then does a signal end it at once.
+class _Signals:
+    """SIGINT and SIGTERM end the stream in order: behind the chunk at hand, or while it waits.
 
-    At any other time it is noted, and the stream ends behind the chunk at hand.
+    While it waits for a sender, the first one ends it. While it waits for a reader, the second one
+    does: what is interrupted there may have been read, and has to come again in the next run.
     """
 
     def __init__(self) -> None:
         self.caught: int | None = None
-        self._entered = False
+        self.reading = _Wait(self, 1)
+        self.writing = _Wait(self, 2)
+        self.enough: int | None = None  # how many signals end what is waited for now
+        self.count = 0
 
-    def __enter__(self) -> None:
-        self._entered = self.caught is None
-        if not self._entered:
+    def check(self) -> None:
+        """End a wait if there were enough."""
+        if self.enough is not None and self.count >= self.enough:
+            self.enough = None
             raise _Stop
-
-    def __exit__(self, *_: object) -> None:
-        self._entered = False
 
     def catch(self, number: int, frame: FrameType | None) -> None:
         """What to do on a signal."""
         self.caught = number
-        if self._entered:
-            self._entered = False
-            raise _Stop
+        self.count += 1
+        self.check()
+
+    @contextmanager
+    def caught_here(self) -> Iterator[None]:
+        """Catch them; in other threads than the main one there are none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {n: signal.signal(n, self.catch) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-@contextmanager
-def _signals(wait: _Wait) -> Iterator[None]:
-    """SIGINT and SIGTERM end the stream in order; other threads than the main one get none."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {n: signal.signal(n, wait.catch) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+class _Wait:
+    """Entered again and again, around each wait."""
+
+    def __init__(self, signals: _Signals, enough: int) -> None:
+        self._signals = signals
+        self._enough = enough
+
+    def __enter__(self) -> None:
+        self._signals.enough = self._enough
+        self._signals.check()
+
+    def __exit__(self, *_: object) -> None:
+        self._signals.enough = None

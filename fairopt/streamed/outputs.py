@@ -10,7 +10,7 @@ import os
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from fairopt.errors import ProblemError
 from fairopt.online.persistence import sync_folder
@@ -61,6 +61,12 @@ class Output(Protocol):
         """Everything written is where it stays; nothing is pending."""
 
 
+class Writable(Protocol):
+    """A binary file; it may take less than all it is given, and says how much."""
+
+    def write(self, data: memoryview, /) -> int: ...
+
+
 class NoOutput:
     """Where there are no answers: what an output holds stays as it is."""
 
@@ -88,9 +94,13 @@ class PipeOutput:
     """Standard output, or whatever takes bytes and gives none back.
 
     After a kill nobody knows how much of the last chunk was read, so all of it comes again.
+
+    Args:
+        file: without a buffer, so that nothing is left in one when a write is given up.
+        wait: entered while waiting for who reads.
     """
 
-    def __init__(self, file: BinaryIO, wait: AbstractContextManager[object] | None = None) -> None:
+    def __init__(self, file: Writable, wait: AbstractContextManager[object] | None = None) -> None:
         self.written = Written()
         self._file = file
         self._wait = nullcontext() if wait is None else wait
@@ -119,9 +129,11 @@ class PipeOutput:
 
     def _put(self, header: bytes, answers: bytes) -> None:
         head = header + b"\n" if header and not self._headed else b""
-        with self._wait:
-            self._file.write(head + answers)
-            self._file.flush()
+        left = memoryview(head + answers)
+        while left:
+            with self._wait:
+                written = self._file.write(left)
+            left = left[written:]  # a signal can make it less than all
         self._headed = True
 
 
