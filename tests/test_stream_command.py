@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -669,47 +670,64 @@ def test_unusable_arguments(arguments, capsys):
 # ---------------------------------------------------------------------------------------------
 
 
-def command(*arguments, **options):
-    """A process of the real command."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "fairopt", "stream", *arguments],
-        **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
-           "bufsize": 0, **options},
-    )  # fmt: skip
+@pytest.fixture
+def command():
+    """Starts processes of the real command, which in any case end after a while."""
+    started = []
+
+    def start(*arguments, **options):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fairopt", "stream", *arguments],
+            **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+               "bufsize": 0, **options},
+        )  # fmt: skip
+        limit = threading.Timer(90, process.kill)  # so that a lost answer is a failure, no wait
+        limit.start()
+        started.append((process, limit))
+        return process
+
+    yield start
+    for process, limit in started:
+        limit.cancel()
+        process.kill()
+        with process:
+            pass
 
 
-def test_a_slow_producer_is_answered_line_by_line_and_ends_are_clean(place):
+def test_a_slow_producer_is_answered_line_by_line_and_ends_are_clean(place, command):
     records = people(12)
     lines = as_csv(records).splitlines(keepends=True)
     right, stream = expected(records, DemographicParity(0.05, "sex"), ("sex",))
-    first = command(*PARITY, "--state", "S")
+    first = command(*PARITY, "--state", "S", "--chunk-size", "2")
     first.stdin.write(lines[0])
-    for line, answer in zip(lines[1:7], right[:6], strict=True):
-        first.stdin.write(line[:5])
-        first.stdin.write(line[5:])
-        if answer is right[0]:
+    # Whole lines are answered at once, be it one or more than a chunk.
+    for start, end in ((0, 1), (1, 2), (2, 7)):
+        first.stdin.write(lines[1 + start][:5])
+        first.stdin.write(lines[1 + start][5:] + b"".join(lines[2 + start : 1 + end]))
+        if start == 0:
             assert first.stdout.readline().endswith(b",adjusted\n")
-        assert first.stdout.readline() == line[:-1] + f",{answer}\n".encode()
+        for line, answer in zip(lines[1 + start : 1 + end], right[start:end], strict=True):
+            assert first.stdout.readline() == line[:-1] + f",{answer}\n".encode()
     # One process at a time.
     second = command(*PARITY, "--state", "S")
     _, said = second.communicate(b"", timeout=60)
     assert second.returncode == 2
     assert f"that process {first.pid} holds".encode() in said
     # Asked to end while it waits, it ends; the state is of all that was answered.
-    first.stdin.write(lines[7][:-3])
+    first.stdin.write(lines[8][:-3])
     first.send_signal(signal.SIGTERM)
     assert first.wait(60) == 128 + signal.SIGTERM
     said = first.stderr.read().decode()
     assert "ended by SIGTERM; the state is saved" in said
-    assert "6 samples in 6 batches" in said
+    assert "7 samples in 7 batches" in said
     # The next run goes on; the reader leaves before the answers come.
     third = command(*PARITY, "--state", "S")
     third.stdout.close()
-    third.stdin.write(b"".join((lines[0], *lines[7:10])))
+    third.stdin.write(b"".join((lines[0], *lines[8:10])))
     third.stdin.close()
     assert third.wait(60) == 128 + 13
     said = third.stderr.read().decode()
-    assert "going on after record 6" in said
+    assert "going on after record 7" in said
     assert "nobody reads what is written any more" in said
     assert "Traceback" not in said and "Exception ignored" not in said
     # What was counted and could not be written comes first.
@@ -717,11 +735,11 @@ def test_a_slow_producer_is_answered_line_by_line_and_ends_are_clean(place):
     out, said = fourth.communicate(b"".join((lines[0], *lines[10:])), timeout=60)
     assert fourth.returncode == 0
     assert b"going on after record 9" in said and b"come once more" in said
-    assert adjusted(out) == right[6:]
+    assert adjusted(out) == right[7:]
     assert same(tensors("S", stream), stream.state_dict())
 
 
-def test_interrupts_end_in_order_with_a_report(place):
+def test_interrupts_end_in_order_with_a_report(place, command):
     process = command(*PARITY, "--state", "S")
     process.stdin.write(b'{"score": 0.5, "sex": "F"}\n')
     assert process.stdout.readline()
@@ -731,7 +749,7 @@ def test_interrupts_end_in_order_with_a_report(place):
     assert saved()[0]["output"]["pending"] == ""
 
 
-def test_who_waits_for_a_reader_that_does_not_read_ends_at_the_second_signal(place):
+def test_who_waits_for_a_reader_that_does_not_read_ends_at_the_second_signal(place, command):
     records = people(4000)
     Path("in").write_bytes(as_csv(records))
     process = command("in", *PARITY, "--state", "S")
@@ -832,7 +850,7 @@ def test_killed_before_each_operation_nothing_is_lost_or_counted_twice(place):
 
 
 @pytest.mark.slow
-def test_fifty_kills_at_random_moments(place):
+def test_fifty_kills_at_random_moments(place, command):
     draw = random.Random(11)
     records = people(9_000, seed=2)
     Path("in").write_bytes(as_csv(records))
@@ -899,7 +917,7 @@ def test_fifty_kills_at_random_moments(place):
 
 
 @pytest.mark.slow
-def test_a_sender_that_sends_again_what_was_not_counted_loses_and_doubles_nothing(place):
+def test_a_sender_that_sends_again_what_was_not_counted_loses_and_doubles_nothing(place, command):
     draw = random.Random(8)
     records = people(400, seed=6)
     lines = as_json(records).splitlines(keepends=True)
