@@ -792,8 +792,7 @@ class Undisturbed:
         assert status == 0
         self.output = Path("out").read_bytes()
         self.final = Path("S").read_bytes()
-        for path in ("out", "S", "S.lock"):
-            Path(path).unlink()
+        clear("in")
 
     def look(self):
         """After a kill: the number of the state, how many lines it counts, how many were written.
@@ -823,30 +822,87 @@ def level(undisturbed, counted, output):
     return output == undisturbed.output[: len(output)] and output.count(b"\n") == counted + 1
 
 
+def clear(*kept):
+    for path in Path().iterdir():
+        if path.name not in kept:
+            path.unlink()
+
+
 def test_killed_before_each_operation_nothing_is_lost_or_counted_twice(place):
     records = people(4 * CHUNK + 7)
     Path("in").write_bytes(as_csv(records))
     arguments = ["in", *TWO, "--output", "out", "--chunk-size", str(CHUNK)]
     undisturbed = Undisturbed(place, arguments)
+    arguments += ["--state", "S"]
+    ways, number = set(), 0
     with nursery() as victims:
-        # A victim of each operation of the whole run, ...
-        ways, number = set(), 0
         while True:
-            victims.start([*arguments, "--state", "S"], bomb=number)
+            clear("in")
+            victims.start(arguments, bomb=number)
             if victims.end() == 0:
                 break
             _, counted, output = undisturbed.look()
             ways.add((level(undisturbed, counted, output), output.endswith(b"\n")))
-            victims.start([*arguments, "--state", "S"])
+            # The next one is killed too, early; the one after that ends what they began.
+            victims.start(arguments, bomb=number % 7)
+            victims.end()
+            undisturbed.look()
+            victims.start(arguments)
             assert victims.end() == 0
             assert Path("out").read_bytes() == undisturbed.output
             assert Path("S").read_bytes() == undisturbed.final
             assert sorted(p.name for p in place.folder.iterdir()) == ["S", "S.lock", "in", "out"]
-            for path in ("out", "S", "S.lock"):
-                Path(path).unlink()
             number += 1
-    assert number >= 5 * 5
-    assert {(True, True), (False, True), (False, False)} <= ways
+        assert number >= 5 * 5
+        assert {(True, True), (False, True), (False, False)} <= ways
+
+        # The output is lost after a kill: what may be missing comes in the next one, once.
+        lines = undisturbed.output.splitlines(keepends=True)
+        for bomb in range(12):
+            clear("in")
+            victims.start(arguments, bomb=9)  # the second chunk is saved
+            assert victims.end() == -signal.SIGKILL
+            Path("out").rename("old")
+            victims.start(arguments, bomb=bomb)
+            assert victims.end() == -signal.SIGKILL
+            victims.start(arguments)
+            assert victims.end() == 0
+            old, new = (
+                Path(name).read_bytes().splitlines(keepends=True) for name in ("old", "out")
+            )
+            assert old == lines[: len(old)]
+            assert new == lines[:1] + lines[1 + CHUNK :]
+
+
+def test_killed_before_each_operation_no_target_is_observed_twice(place):
+    records = people(3 * CHUNK)
+    Path("in").write_bytes(as_json([{k: v for k, v in r.items() if k != "y"} for r in records]))
+    arguments = ["--groups", "sex", "--notion", "equalized-odds=0.05", "--bounds", "0", "1"]
+    _, out, _ = place.run("in", *arguments)
+    late = [a | {"y": b["y"]} for a, b in zip(parsed(out), records, strict=True)]
+    Path("late").write_bytes(as_json(late))
+    served = Path("S").read_bytes()
+    arguments += ["late", "--observe", "--target", "y", "--chunk-size", str(CHUNK), "--state", "S"]
+    states, final, number = set(), None, 0
+    with nursery() as victims:
+        while True:
+            clear("late")
+            Path("S").write_bytes(served)
+            victims.start(arguments, bomb=number)
+            ended = victims.end()
+            states.add(Path("S").read_bytes())
+            if ended == 0:
+                break
+            victims.start(arguments)
+            assert victims.end() == 0
+            assert final in (None, Path("S").read_bytes())
+            final = Path("S").read_bytes()
+            number += 1
+    assert final in states
+    assert len(states) == 1 + 3 + 1
+    stream = OnlineParity(EqualizedOdds(0.05, "sex"), bounds=(0, 1))
+    stream.load("S")
+    assert (stream.report().samples, stream.report().pending) == (len(records), 0)
 
 
 @pytest.mark.slow

@@ -222,7 +222,8 @@ def _serve(
         status = BY_SIGNAL + signals.caught
     if session is not None:
         report = session.report()
-        print(f"{session.records} records\n{report}", file=sys.stderr)
+        with suppress(BrokenPipeError):
+            print(f"{session.records} records\n{report}", file=sys.stderr, flush=True)
         if arguments.json is not None:
             write_json({"records": session.records, **report.to_dict()}, arguments.json)
     return status
@@ -317,12 +318,13 @@ def _output(arguments: argparse.Namespace, signals: _Signals, stack: ExitStack) 
 
 def _blocking(file: BinaryIO) -> None:
     """Let a standard stream wait, whatever the process before us made of it."""
-    with suppress(OSError, ValueError):  # no file of the system
+    with suppress(AttributeError, OSError, ValueError):  # no file of the system, or no such system
         os.set_blocking(file.fileno(), True)
 
 
 def _say(line: str) -> None:
-    print(f"fairopt: {line}", file=sys.stderr, flush=True)
+    with suppress(BrokenPipeError):  # nobody listens; that is no reason to fail
+        print(f"fairopt: {line}", file=sys.stderr, flush=True)
 
 
 class _Stop(BaseException):

@@ -45,8 +45,12 @@ class Output(Protocol):
 
     written: Written
 
-    def resume(self, written: Written) -> bool:
-        """Complete what a run before left; whether its last answers came a second time for it."""
+    def resume(self, written: Written) -> bytes:
+        """Go on from what a run before left, and complete it where it is known what is missing.
+
+        Returns:
+            Answers that have to be promised and written once more.
+        """
 
     def begin(self, header: bytes) -> None:
         """Answers with this header follow; raises ``ProblemError`` if others came before."""
@@ -73,9 +77,9 @@ class NoOutput:
     def __init__(self) -> None:
         self.written = Written()
 
-    def resume(self, written: Written) -> bool:
+    def resume(self, written: Written) -> bytes:
         self.written = written
-        return False
+        return b""
 
     def begin(self, header: bytes) -> None:
         pass
@@ -106,12 +110,9 @@ class PipeOutput:
         self._wait = nullcontext() if wait is None else wait
         self._headed = False
 
-    def resume(self, written: Written) -> bool:
+    def resume(self, written: Written) -> bytes:
         self.written = replace(written, pending=b"", in_file=False)
-        if not written.pending:
-            return False
-        self._put(written.header, written.pending)
-        return True
+        return written.pending
 
     def begin(self, header: bytes) -> None:
         if self._headed:
@@ -122,12 +123,7 @@ class PipeOutput:
         return replace(self.written, pending=answers)
 
     def write(self, answers: bytes) -> None:
-        self._put(self.written.header, answers)
-
-    def settle(self) -> None:
-        pass
-
-    def _put(self, header: bytes, answers: bytes) -> None:
+        header = self.written.header
         head = header + b"\n" if header and not self._headed else b""
         left = memoryview(head + answers)
         while left:
@@ -135,6 +131,9 @@ class PipeOutput:
                 written = self._file.write(left)
             left = left[written:]  # a signal can make it less than all
         self._headed = True
+
+    def settle(self) -> None:
+        pass
 
 
 class FileOutput:
@@ -145,7 +144,7 @@ class FileOutput:
         self._path = path
         self._stack = stack
 
-    def resume(self, written: Written) -> bool:
+    def resume(self, written: Written) -> bytes:
         self._file = self._stack.enter_context(self._path.open("ab+"))
         size = self._file.seek(0, os.SEEK_END)
         if size == 0:
@@ -153,8 +152,7 @@ class FileOutput:
         if size == 0 and not (written.in_file and written.mark.length == 0):
             # Another file than before, or the first one.
             self.written = Written(written.header, in_file=True)
-            self.write(written.pending)
-            return bool(written.pending)
+            return written.pending
         self._file.seek(0)
         same, _, _ = compare(self._file, written.mark)
         expected = self._with_header(written, written.pending)
@@ -167,9 +165,11 @@ class FileOutput:
                 "name another output"
             )
         self.written = replace(written, pending=b"", in_file=True)
+        if not written.in_file:
+            return written.pending
         self._append(expected[len(there) :])
         self.written = replace(self.written, mark=written.mark.after(expected))
-        return bool(written.pending) and not written.in_file
+        return b""
 
     def begin(self, header: bytes) -> None:
         if self.written.mark.length:

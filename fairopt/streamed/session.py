@@ -120,9 +120,11 @@ class Session:
             sweep(state)
             self.found = state.exists()
             written = self._load() if self.found else Written()
-            self.repeated = self._output.resume(written)
-            self._unsettled = bool(written.pending)
-            self._delivered = True
+            again = self._output.resume(written)
+            self.repeated = bool(again)
+            self._unsettled, self._delivered = bool(written.pending), True
+            if again:
+                self._answer(again)
         except BaseException:
             self.close()
             raise
@@ -358,9 +360,13 @@ class Session:
     # -----------------------------------------------------------------------------------------
 
     def _commit(self, source: Source, count: int, answers: bytes) -> None:
-        """Save everything, then write the answers."""
+        """Count some records and answer them."""
         now = self._progress[self._mode]
         self._progress[self._mode] = replace(now, records=now.records + count, mark=source.mark)
+        self._answer(answers)
+
+    def _answer(self, answers: bytes) -> None:
+        """Save the state with these answers; then write them."""
         promised = self._output.promise(answers)
         self._unsettled, self._delivered = True, False
         self._save(promised)
