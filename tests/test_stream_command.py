@@ -29,6 +29,7 @@ from fairopt import (
     audit,
 )
 from fairopt.cli import main
+from fairopt.streamed import Columns, PipeOutput, Session, Source
 
 RULE = ["--notion", "demographic-parity", "--tolerance", "0.05", "--bounds", "0", "1"]
 PARITY = [*RULE, "--groups", "sex"]
@@ -239,6 +240,44 @@ def test_every_option_reaches_the_rule_and_chunks_change_nothing(name, place):
         assert status == 0
         assert adjusted(out) == right
         assert same(tensors(f"S{size}", stream), stream.state_dict())
+
+
+class Pieces:
+    """A pipe whose writer is in no hurry: random pieces of some bytes."""
+
+    def __init__(self, data, draw):
+        self.data, self.draw = data, draw
+
+    def read1(self, size):
+        length = self.draw.choice([1, 7, 50, 400, 5000])
+        piece, self.data = self.data[:length], self.data[length:]
+        return piece
+
+    def seek(self, offset):
+        raise AssertionError("a pipe cannot be rewound")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_how_lines_arrive_changes_no_answer(batch_size, place):
+    records = people(97, seed=9)
+    text = as_csv(records).replace(b"\n", b"\n\n", 20)[:-1]  # blank lines, and no end at the end
+    right, stream = expected(
+        records, DemographicParity(0.05, "sex"), ("sex",), batch_size=batch_size
+    )
+    for seed in range(5):
+        draw = random.Random(seed)
+        written = io.BytesIO()
+        with Session(
+            OnlineParity(DemographicParity(0.05, "sex"), bounds=(0, 1)),
+            Columns("score", ("sex",)),
+            state=Path(f"S{seed}"),
+            output=PipeOutput(written),
+            batch_size=batch_size,
+            chunk=draw.choice([1, 2, 10, 1000]),
+        ) as session:
+            session.run(Source(Pieces(text, draw)))
+        assert adjusted(written.getvalue()) == right
+        assert same(tensors(f"S{seed}", stream), stream.state_dict())
 
 
 def test_intersections_and_the_choice_of_attributes(place):
@@ -829,7 +868,7 @@ def clear(*kept):
 
 
 def test_killed_before_each_operation_nothing_is_lost_or_counted_twice(place):
-    records = people(4 * CHUNK + 7)
+    records = people(3 * CHUNK + 7)
     Path("in").write_bytes(as_csv(records))
     arguments = ["in", *TWO, "--output", "out", "--chunk-size", str(CHUNK)]
     undisturbed = Undisturbed(place, arguments)
@@ -853,12 +892,12 @@ def test_killed_before_each_operation_nothing_is_lost_or_counted_twice(place):
             assert Path("S").read_bytes() == undisturbed.final
             assert sorted(p.name for p in place.folder.iterdir()) == ["S", "S.lock", "in", "out"]
             number += 1
-        assert number >= 5 * 5
+        assert number >= 4 * 5
         assert {(True, True), (False, True), (False, False)} <= ways
 
         # The output is lost after a kill: what may be missing comes in the next one, once.
         lines = undisturbed.output.splitlines(keepends=True)
-        for bomb in range(12):
+        for bomb in range(9):
             clear("in")
             victims.start(arguments, bomb=9)  # the second chunk is saved
             assert victims.end() == -signal.SIGKILL
@@ -908,7 +947,7 @@ def test_killed_before_each_operation_no_target_is_observed_twice(place):
 @pytest.mark.slow
 def test_fifty_kills_at_random_moments(place, command):
     draw = random.Random(11)
-    records = people(9_000, seed=2)
+    records = people(7_000, seed=2)
     Path("in").write_bytes(as_csv(records))
     arguments = ["in", *PARITY, "--output", "out", "--chunk-size", str(CHUNK)]
     began = time.monotonic()
@@ -948,7 +987,7 @@ def test_fifty_kills_at_random_moments(place, command):
                     time.sleep(draw.uniform(0.0, 0.1))
                 else:  # while it is at work
                     changed()
-                    time.sleep(draw.uniform(0.0, 6 * each))
+                    time.sleep(draw.uniform(0.0, 4 * each))
                 os.kill(child, signal.SIGKILL)
             assert victims.end() == -signal.SIGKILL, "it came to its end before it was killed"
             look()
@@ -957,7 +996,7 @@ def test_fifty_kills_at_random_moments(place, command):
         process = command(*arguments, stderr=subprocess.DEVNULL)
         if kill % 5:
             changed()
-        time.sleep(draw.uniform(0.0, 6 * each))
+        time.sleep(draw.uniform(0.0, 4 * each))
         process.send_signal(signal.SIGKILL)
         assert process.wait(60) == -signal.SIGKILL
         process.stdin.close()
