@@ -114,11 +114,11 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     how.add_argument(
         "--from-start", action="store_true",
-        help="standard input is the last one from its beginning: skip what was counted",
+        help="standard input is sent again from its beginning: skip what was counted",
     )  # fmt: skip
     how.add_argument(
         "--new-input", action="store_true",
-        help="FILE may be another than the one of which a part was counted",
+        help="count FILE from its start if it is not the one that was counted under its name",
     )  # fmt: skip
     how.add_argument(
         "--chunk-size", type=at_least(1), metavar="LINES",
@@ -256,6 +256,8 @@ def _check(
     bare = [name for name, gap in arguments.notion.items() if gap is None]
     if bare and arguments.tolerance is None:
         raise ProblemError(f"--tolerance: expected a number for {', '.join(bare)}, got none")
+    if arguments.state.is_dir():
+        raise ProblemError(f"--state: expected a file, got the folder {arguments.state}")
     files = [arguments.state, arguments.output, arguments.json]
     files += [] if arguments.file == "-" else [Path(arguments.file)]
     files = [str(path.resolve()) for path in files if path is not None]

@@ -52,16 +52,18 @@ class Progress:
     Attributes:
         records: how many, of all inputs.
         path: of the last input; ``""`` if it had none.
-        mark: how much of it.
-        finished: whether that was all of it.
-        options: how its lines were read.
+        marks: by path, how much of each input; of those without one, of the last.
+        options: how lines were read.
     """
 
     records: int = 0
     path: str = ""
-    mark: Mark = NOTHING
-    finished: bool = True
+    marks: Mapping[str, Mark] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def at(self, path: str, mark: Mark) -> Progress:
+        """With an input that was read so far."""
+        return replace(self, path=path, marks={**self.marks, path: mark})
 
 
 class Session:
@@ -173,9 +175,10 @@ class Session:
         """Count the lines of an input, behind those of it that were counted before.
 
         Args:
-            from_start: the input begins with the first line of the last one, though it has no
-                path: what was counted of it is skipped. Inputs with a path always are taken so.
-            new_input: take an input for a new one, whatever was counted of the last.
+            from_start: the input has no path, and begins with the first line of the last one that
+                had none: what was counted of it is skipped. Inputs with a path always are taken so.
+            new_input: if the input has other lines than those that were counted under its path,
+                count it from its start.
             stopped: asked between two chunks whether to end here.
 
         Raises:
@@ -189,7 +192,7 @@ class Session:
             if self._unsettled and self._delivered:
                 self._settle()
             raise
-        self._settle(finished=source.all_at_hand(0))
+        self._settle()
 
     def _all_chunks(self, source: Source, first: bytes | None, stopped: Callable[[], bool]) -> None:
         lines: Lines | None = None
@@ -223,27 +226,26 @@ class Session:
                 + "; ".join(different)
             )
         path = "" if source.path is None else str(source.path.resolve())
-        fresh = replace(before, path=path, mark=NOTHING, finished=False, options=self._options)
+        before = replace(before, options=self._options)
+        known = before.marks.get(path)
         if not path and not from_start:
-            self._progress[self._mode] = fresh
+            self._progress[self._mode] = before.at(path, NOTHING)
             return None
-        first = source.skip(before.mark)
+        if known is None and path:  # the last one under another name, maybe
+            known = before.marks.get(before.path) if before.path else None
+        mark = known or NOTHING
+        first = source.skip(mark)
         if first is not None:
-            self._progress[self._mode] = replace(fresh, mark=before.mark)
+            self._progress[self._mode] = before.at(path, mark)
             return first
-        name = path or "the input"
-        if not path or (path == before.path and not new_input):
+        if not path or (path in before.marks and not new_input):
             raise ProblemError(
-                f"{name}: expected the {before.mark.length} bytes that were counted before, got "
-                "others; restore them, or say that it is new input, to be counted from its start"
-            )
-        if before.path and not before.finished and not new_input:
-            raise ProblemError(
-                f"{name}: expected {before.path}, of which only {before.mark.lines} lines were "
-                "counted, got another file; finish that one, or say that this is new input"
+                f"{path or 'the input'}: expected the {mark.length} bytes that were counted "
+                "before, got others; restore them, or say that it is new input, to be counted from "
+                "its start"
             )
         source.rewind()
-        self._progress[self._mode] = fresh
+        self._progress[self._mode] = before.at(path, NOTHING)
         return None
 
     def _lines_of(self, first: bytes) -> Lines:
@@ -362,7 +364,8 @@ class Session:
     def _commit(self, source: Source, count: int, answers: bytes) -> None:
         """Count some records and answer them."""
         now = self._progress[self._mode]
-        self._progress[self._mode] = replace(now, records=now.records + count, mark=source.mark)
+        now = replace(now, records=now.records + count)
+        self._progress[self._mode] = now.at(now.path, source.mark)
         self._answer(answers)
 
     def _answer(self, answers: bytes) -> None:
@@ -373,10 +376,8 @@ class Session:
         self._output.write(answers)
         self._delivered = True
 
-    def _settle(self, finished: bool = False) -> None:
+    def _settle(self) -> None:
         """Save that nothing is pending."""
-        now = self._progress[self._mode]
-        self._progress[self._mode] = replace(now, finished=finished)
         self._output.settle()
         self._save(self._output.written)
         self._unsettled = False
@@ -409,7 +410,8 @@ class Session:
             )
         self._codes = {name: numbered(labels) for name, labels in notes["codes"].items()}
         for mode, saved in notes["progress"].items():
-            self._progress[mode] = Progress(**saved | {"mark": Mark(**saved["mark"])})
+            marks = {path: Mark(**mark) for path, mark in saved["marks"].items()}
+            self._progress[mode] = Progress(**saved | {"marks": marks})
         saved = notes["output"]
         return Written(
             saved["header"].encode(),
