@@ -545,10 +545,11 @@ def test_another_configuration_is_refused(changed, message, place):
 
 def test_states_that_are_torn_or_of_something_else_are_refused(place):
     Path("in").write_bytes(as_csv(people(20)))
-    OnlineParity(DemographicParity(0.05, "sex"), bounds=(0, 1)).save("S")
-    status, _, said = place.run("in", *PARITY)
-    assert status == 2
-    assert "one that does not say what its groups are called" in said
+    for notes in (None, {"stream": [1]}, {"stream": {"codes": {"sex": ["F"]}, "progress": {}}}):
+        OnlineParity(DemographicParity(0.05, "sex"), bounds=(0, 1)).save("S", notes=notes)
+        status, _, said = place.run("in", *PARITY)
+        assert status == 2
+        assert "one that does not say what its groups are called" in said
     Path("S").write_bytes(b"hello")
     assert place.run("in", *PARITY)[0] == 2
     place.run("in", *PARITY, state="T")

@@ -396,29 +396,32 @@ class Session:
 
     def _load(self) -> Written:
         """Take over what the file says."""
-        notes = self.parity.load(self._path).get("stream")
-        if not isinstance(notes, dict):
+        notes = self.parity.load(self._path)
+        try:
+            stream = notes["stream"]
+            codes = {name: numbered(labels) for name, labels in stream["codes"].items()}
+            for mode, saved in stream["progress"].items():
+                marks = {path: Mark(**mark) for path, mark in saved["marks"].items()}
+                self._progress[mode] = Progress(**saved | {"marks": marks})
+            output = stream["output"]
+            written = Written(
+                output["header"].encode(),
+                Mark(**output["mark"]),
+                output["pending"].encode(),
+                output["in_file"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
             raise ProblemError(
                 f"{self._path}: expected a state of a stream of records, got one that does not say "
-                "what its groups are called; take another file"
-            )
-        names = tuple(notes["codes"])
-        if names != self._columns.groups:
+                "what its groups are called, or how far they were read; take another file"
+            ) from error
+        if tuple(codes) != self._columns.groups:
             raise ProblemError(
-                f"{self._path}: expected the attributes {', '.join(names)}, in this order, got "
+                f"{self._path}: expected the attributes {', '.join(codes)}, in this order, got "
                 f"{', '.join(self._columns.groups)}; name those"
             )
-        self._codes = {name: numbered(labels) for name, labels in notes["codes"].items()}
-        for mode, saved in notes["progress"].items():
-            marks = {path: Mark(**mark) for path, mark in saved["marks"].items()}
-            self._progress[mode] = Progress(**saved | {"marks": marks})
-        saved = notes["output"]
-        return Written(
-            saved["header"].encode(),
-            Mark(**saved["mark"]),
-            saved["pending"].encode(),
-            saved["in_file"],
-        )
+        self._codes = codes
+        return written
 
 
 def numbered(labels: Sequence[str]) -> dict[str, int]:
