@@ -32,7 +32,8 @@ _STYLES: dict[str, dict[str, Any]] = {
     "fairness layer": {"color": "#0072B2", "marker": "o", "linestyle": "-", "markersize": 4},
 }
 _RULES: dict[str, dict[str, Any]] = {
-    "raw scores": {"color": "#000000", "linestyle": ":"},
+    # On top: where the paper's rule moves nothing, both show.
+    "raw scores": {"color": "#000000", "linestyle": ":", "zorder": 3},
     "the paper's rule": {"color": "#E69F00", "linestyle": (0, (5, 1.5))},
     "the pooled rule": {"color": "#0072B2", "linestyle": "-"},
 }
@@ -154,20 +155,25 @@ def plot_streaming(streaming: Streaming, path: Path) -> Path:
     Raises:
         ImportError: matplotlib is not installed; ``pip install 'fairopt[demo]'`` brings it.
     """
+    from matplotlib.ticker import StrMethodFormatter
+
     sizes = sorted({run.batch_size for run in streaming.runs})
     last = max(run.samples[-1] for run in streaming.runs)
     figure, axes = _figure(
         len(sizes),
         "The gap of everything served so far",
-        f"{last:,} test predictions of one network in random order.",
+        f"{', '.join(streaming.notions)} on {' and on '.join(streaming.attributes)}; {last:,} "
+        "predictions of one model in random order.\n"
+        "The paper's rule bounds gaps within batches, the pooled rule the gap that is shown.",
     )
-    top = 1.75 * max(run.end for run in streaming.runs)
+    top = max(1.75 * max(run.end for run in streaming.runs), 2.0 * streaming.tolerance, 1e-3)
     for ax, size in zip(axes, sizes, strict=True):
         ax.axhspan(0.0, streaming.tolerance, color=_LIMIT["color"], alpha=0.08, linewidth=0)
         ax.axhline(streaming.tolerance, **_LIMIT, label=f"tolerance {streaming.tolerance:g}")
         for run in streaming.runs:
             if run.batch_size == size:
-                ax.plot(run.samples, run.gap, linewidth=1.6, label=run.rule, **_RULES[run.rule])
+                style = {"linewidth": 1.6, **_RULES[run.rule]}
+                ax.plot(run.samples, run.gap, label=run.rule, **style)
         ax.set_title(
             "single predictions" if size == 1 else f"batches of {size}", loc="left", fontsize=11
         )
@@ -175,10 +181,12 @@ def plot_streaming(streaming: Streaming, path: Path) -> Path:
         ax.set_xlim(10, last)
         ax.set_ylim(0.0, top)
         ax.set_xlabel("predictions served")
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        ax.tick_params(labelleft=ax is axes[0])
     axes[0].set_ylabel("largest gap between two groups")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=9
     )
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
     return path

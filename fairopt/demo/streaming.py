@@ -61,7 +61,7 @@ class Streaming:
     """All rules, for all sizes of batches.
 
     Attributes:
-        tolerance: of the constraints.
+        notions, attributes, tolerance: of the constraints, as in ``Settings``.
         settled: see ``Streamed.largest``.
         runs: one for each rule and size.
         optimum: mean squared change of the projection of all rows at once, which knows them all.
@@ -70,6 +70,8 @@ class Streaming:
         seconds: all of it.
     """
 
+    notions: tuple[str, ...]
+    attributes: tuple[str, ...]
     tolerance: float
     settled: int
     runs: tuple[Streamed, ...]
@@ -97,11 +99,12 @@ class Streaming:
                     line += f"   {run.end:7.4f} {run.largest:7.4f} {change:>6}"
             lines.append(line)
         lines.append("")
+        optimum = f" ({self.optimum:.2e})" if self.optimum > 0.0 else ", which changes nothing"
         entries = {
             "end": "the gap after the last row",
             "largest": f"the largest gap after {self.settled:,} rows or more",
             "change": "mean squared change of a prediction, over that of a projection of all rows "
-            f"at once ({self.optimum:.2e})",
+            f"at once{optimum}",
         }
         for term, meaning in entries.items():
             lines += textwrap.wrap(f"{term:10} {meaning}", 100, subsequent_indent=" " * 11)
@@ -162,6 +165,8 @@ def serve_all(
             served = stream.run(scores, groups, targets, batch_size=size)
             runs.append(measured(rule, served, size))
     return Streaming(
+        notions=tuple(notions),
+        attributes=tuple(attributes),
         tolerance=tolerance,
         settled=settled,
         runs=tuple(runs),
