@@ -83,9 +83,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     print()
     try:
         training, tolerance = demo.plot(report, folder)
-        stream = report.streaming and demo.plot_streaming(
-            report.streaming, folder / "streaming.png"
-        )
+        stream = None
+        if report.streaming is not None:
+            stream = demo.plot_streaming(report.streaming, folder / "streaming.png")
     except ImportError as error:
         plots: list[str] = []
         print(f"No plots: {error.name} is not installed. Get it with:  pip install 'fairopt[demo]'")
@@ -93,7 +93,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         plots = [str(training), str(tolerance)]
         print(f"Plots: {training}   (gap and log loss over epochs)")
         print(f"       {tolerance}   (accuracy and log loss against tolerance)")
-        if stream:
+        if stream is not None:
             plots.append(str(stream))
             print(f"       {stream}   (gap of everything served so far)")
     if arguments.json is not None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fairopt import (
     Constraint,
+    Covariance,
     DemographicParity,
     EqualizedOdds,
     FairnessLayer,
@@ -444,6 +445,15 @@ def test_a_batch_that_is_refused_is_not_counted(n: int) -> None:
     assert same_state(before, state_of(layer.online))
 
 
+def test_missing_groups_are_refused_where_a_batch_is_projected() -> None:
+    layer = layer_of(missing_group="raise", group_counts=3)
+    scores, groups = sample(100)  # of groups 0 and 1
+    layer(scores[:10], groups[:10])
+    with pytest.raises(ProblemError, match="2"):
+        layer(scores, groups)
+    assert layer.online.report().samples == 10
+
+
 def test_a_projection_that_fails_is_not_counted_and_elastic_is() -> None:
     notions = [MinimumRate(0.9), PARITY]  # with bounds up to 0.5: impossible
     scores, groups = sample(60)
@@ -484,6 +494,22 @@ def test_what_is_counted_is_pooled(weighted: bool, dtype: torch.dtype) -> None:
             stream.count(x[-1], groups[at], weights=w)
     assert (stream.report().samples, stream.report().batches) == (300, 6)
     assert rows_of(stream) == audited(torch.cat(x), groups, PARITY, weights=weights)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n", [20, 60], ids=["streamed", "projected"])
+def test_chances_of_membership_and_continuous_attributes(n: int, weighted: bool) -> None:
+    notions = [DemographicParity(0.05, on="race"), Covariance(0.02, on="age")]
+    layer, scores = layer_of(notions), sample(2 * n)[0]
+    groups = {"race": torch.rand(2 * n, 3).double(), "age": torch.randn(2 * n).double()}
+    groups["race"] /= groups["race"].sum(1, keepdim=True)
+    weights = torch.rand(2 * n) + 0.1 if weighted else None
+    x = []
+    for at in torch.arange(2 * n).split(n):
+        part = {name: each[at] for name, each in groups.items()}
+        x.append(layer(scores[at], part, weights=None if weights is None else weights[at]))
+    assert rows_of(layer.online) == audited(torch.cat(x), groups, notions, weights=weights)
+    assert layer.online.report().samples == 2 * n
 
 
 def test_the_stream_makes_up_for_what_was_counted() -> None:

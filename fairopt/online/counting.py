@@ -10,11 +10,11 @@ from fairopt.online.hard import Opened
 from fairopt.online.layout import Arrays, Floats
 from fairopt.online.paper import answer
 from fairopt.online.reading import Samples
-from fairopt.online.state import AWAY, PENDING, SAMPLES, SEEN, State, kernels
+from fairopt.online.state import AWAY, SEEN, State, kernels
 
 __all__ = ["count_batch"]
 
-HERE, COUNT = 0, 5  # columns of what ``kernels.evaluate`` finds
+COUNT = 5  # as how many samples a row counts, in what ``kernels.evaluate`` finds
 
 
 def count_batch(state: State, part: Samples, x: Floats, arrays: Arrays, step: float | None) -> None:
@@ -36,21 +36,7 @@ def count_batch(state: State, part: Samples, x: Floats, arrays: Arrays, step: fl
     )  # fmt: skip
     state.extent[0] = min(state.extent[0], part.scores.min())
     state.extent[1] = max(state.extent[1], part.scores.max())
-    here, count = counts_of(state, arrays)
-    state.rows[:, SEEN] = np.maximum(state.rows[:, SEEN], np.sqrt(np.where(here, count, 0.0)))
+    now = Opened(state, part.part(0, 0), arrays)  # before a batch of nobody: what the rows are now
+    root = np.sqrt(np.where(now.here, now.found[:, COUNT], 0.0))
+    state.rows[:, SEEN] = np.maximum(state.rows[:, SEEN], root)
     state.rows[:, AWAY] = math.inf  # the identity holds again from the rule's next step on
-
-
-def counts_of(state: State, arrays: Arrays) -> tuple[np.ndarray, Floats]:
-    """Which rows compare something, and as how many samples each counts."""
-    assert state.programme is not None
-    m, features = len(state.rows), len(state.programme.features)
-    now = np.empty(state.sums.shape[1:])
-    C, found = np.empty((m, 1 + features, state.programme.cells)), np.empty((m, 7))
-    compiled = kernels()
-    compiled.combined(state.sums, state.pending, now)
-    weight = float(now[0].sum()) / float(state.totals[SAMPLES] + state.totals[PENDING])
-    compiled.evaluate(
-        now, *arrays, weight if weight > 0.0 else 1.0, np.empty(len(arrays.sets) + 1), C, found
-    )
-    return found[:, HERE] > 0.0, found[:, COUNT]
