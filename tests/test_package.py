@@ -89,7 +89,8 @@ LAYERS = [
     {"backends"},
     {"solve"},
     {"elastic"},
-    {"layer", "online", "agreement", "audit", "datasets", "sampler"},
+    {"online", "agreement", "audit", "datasets", "sampler"},
+    {"layer"},
     {"demo", "doctor", "compare", "testing"},
     {"cli"},
 ]

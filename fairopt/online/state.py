@@ -33,6 +33,7 @@ ARRAYS = {
     "paper": (np.float64, ("four",)),
 }
 SAMPLES, BATCHES, PENDING = 0, 1, 2  # in ``totals``
+SEEN, AWAY = 2, 3  # in ``rows``
 
 
 @lru_cache(maxsize=1)
@@ -175,9 +176,10 @@ class State:
                 )
             mine[...] = array
         good = bool((new.counts >= 0).all() and (new.totals >= 0).all())
-        good = good and all(
-            bool(np.isfinite(getattr(new, name)).all()) for name in ("sums", "pending", "rows")
-        )
+        # How far a row was from its aim is infinite until the step after ``observe`` or ``count``.
+        finite = (new.sums, new.pending, new.rows[:, :AWAY])
+        good = good and all(bool(np.isfinite(array).all()) for array in finite)
+        good = good and not bool(np.isnan(new.rows).any())
         if not good:
             raise ProblemError(
                 "state: expected counts of at least 0 and finite sums, got others; the state was "
