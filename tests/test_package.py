@@ -92,6 +92,7 @@ LAYERS = [
     {"online", "agreement", "audit", "datasets", "sampler"},
     {"layer"},
     {"demo", "doctor", "compare", "testing"},
+    {"timing"},
     {"cli"},
 ]
 FAIRNESS = {
