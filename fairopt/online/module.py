@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -22,8 +22,13 @@ from fairopt.online.paper import paper_batch, theorem
 from fairopt.online.persistence import differences, read_state, write_state
 from fairopt.online.reading import NO_CHANCES, NOTHING, ONE, Samples, UnknownGroup, read
 from fairopt.online.report import OnlineReport, report_of
-from fairopt.online.state import ARRAYS, State, joined, kernels
+from fairopt.online.sharing import Common, Part, meeting, parts_from, pooled, resumed
+from fairopt.online.state import ARRAYS, EXTRAS, State, kernels
+from fairopt.online.workers import gather
 from fairopt.samples import GroupCounts, Groups
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Feedback", "OnlineParity"]
 
@@ -72,6 +77,8 @@ class OnlineParity(torch.nn.Module):
     """
 
     _state: State
+    _common: Common
+    _origin: str
     _ready: Any
     _compiled: Any
 
@@ -109,7 +116,8 @@ class OnlineParity(torch.nn.Module):
         self.unknown_group = unknown_group
         self._settings: dict[torch.dtype, Floats] = {}
         self._lock = threading.RLock()
-        self._commit(State())
+        self._meeting = threading.Lock()
+        self._begin(State(), Common())
 
     # -----------------------------------------------------------------------------------------
     # Serving
@@ -283,8 +291,8 @@ class OnlineParity(torch.nn.Module):
         out = np.empty(len(values))
         compiled.stream(
             values, cell, NO_CHANCES, ONE, NOTHING, NO_FEATURES, batch_size or len(values), single,
-            False, state.sums, state.pending, state.counts, state.totals, state.extent, state.rows,
-            settings[single], programme_arrays, out,
+            False, state.sums, state.pending, state.others, state.counts, state.totals,
+            state.extent, state.rows, settings[single], programme_arrays, out,
         )  # fmt: skip
         return torch.from_numpy(out.astype(np.float32) if single else out)
 
@@ -297,8 +305,8 @@ class OnlineParity(torch.nn.Module):
         if self.feedback == "pooled" and not half:
             compiled.stream(
                 samples.scores, samples.cell, samples.chances, samples.weight, samples.y, samples.v,
-                size, single, samples.expected, state.sums, state.pending, state.counts,
-                state.totals, state.extent, state.rows, settings, tuple(arrays), out,
+                size, single, samples.expected, state.sums, state.pending, state.others,
+                state.counts, state.totals, state.extent, state.rows, settings, tuple(arrays), out,
             )  # fmt: skip
             return out
         for first in range(0, len(out), size):
@@ -329,8 +337,8 @@ class OnlineParity(torch.nn.Module):
         trial = state.copy()  # its sums are counted later, in the dtype that is returned
         kernels().stream(
             part.scores, part.cell, part.chances, part.weight, part.y, part.v, len(x), False,
-            part.expected, trial.sums, trial.pending, trial.counts, trial.totals, trial.extent,
-            trial.rows, settings, tuple(arrays), x,
+            part.expected, trial.sums, trial.pending, trial.others, trial.counts, trial.totals,
+            trial.extent, trial.rows, settings, tuple(arrays), x,
         )  # fmt: skip
         state.rows[...], state.extent[...] = trial.rows, trial.extent
         return x
@@ -372,17 +380,19 @@ class OnlineParity(torch.nn.Module):
             return report_of(self._state, self.feedback, paper)
 
     def reset(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._commit(State())
+        """Forget everything; also what other workers know, until the next ``synchronize``."""
+        with self._meeting:
+            self._begin(State(), Common())
 
     def merge(self, other: OnlineParity) -> None:
         """Add what a replica served; exact in counts and sums. ``other`` stays as it is.
 
-        Multipliers have no exact sum: memories become means, weighted by the samples of each.
+        What both know from a ``synchronize`` counts once. Multipliers have no exact sum: they
+        become means, weighted by the samples of each.
 
         Raises:
-            ProblemError: the configurations or the attributes differ.
+            ProblemError: the configurations or the attributes differ, or something would count
+                twice: both were loaded from one state, or synchronised at different times.
         """
         if not isinstance(other, OnlineParity):
             raise ProblemError(f"merge: expected an OnlineParity, got {type(other).__name__}")
@@ -393,19 +403,39 @@ class OnlineParity(torch.nn.Module):
             raise ProblemError(
                 "merge: expected streams of the same configuration, got " + "; ".join(different)
             )
-        with other._lock:
-            theirs = other._state.copy()
-        with self._lock:
-            mine = self._state
-            if theirs.programme is None:
-                return
-            if mine.programme is None:
-                self._commit(theirs)
-                return
-            layout = joined(mine.programme.layout, theirs.programme.layout)
-            merged = mine.moved(programme(self.constraints, layout))
-            merged.absorb(theirs)
-            self._commit(merged)
+        theirs = other._part("the other")
+        with self._meeting, self._lock:
+            mine = self._part("this stream")
+            state, common = pooled("merge", self.constraints, (mine, theirs))
+            self._begin(state, common, mine.origin or theirs.origin)
+
+    def synchronize(self, process_group: ProcessGroup | None = None) -> None:
+        """Share one state with all workers of a ``torch.distributed`` process group. Collective.
+
+        Every worker of the group must call it, and the same number of times. What each has served
+        since the last time is added up: afterwards all have the same state, bit for bit, exact in
+        counts and sums, with the groups that any of them has seen and the multipliers as means,
+        weighted by the samples of each. A worker that begins empty joins in. Meanwhile other
+        threads may go on serving; what they serve counts the next time.
+
+        Between two calls a worker steers by its share: an equal part of what all knew, and what
+        it serves itself. docs/streaming.md says what that guarantees.
+
+        Args:
+            process_group: its workers; ``None`` for all. The same one each time.
+
+        Raises:
+            ProblemError: on every worker alike, and all states are as before: configurations or
+                attributes differ, or something would count twice. On this one alone: there is no
+                process group.
+        """
+        with self._meeting:
+            mine = self._part("")
+            found = gather(mine.to_bytes(self.configuration()), process_group)
+            common = meeting(self.constraints, parts_from(self.constraints, found))
+            with self._lock:
+                state = resumed(self.constraints, common.state, mine.state, self._state)
+                self._begin(state, common)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write state and configuration to a file, which appears whole or not at all.
@@ -414,8 +444,8 @@ class OnlineParity(torch.nn.Module):
             OSError: it cannot be written; what was there before is still there.
         """
         with self._lock:
-            state = self._state.copy()
-        write_state(path, state, self.configuration())
+            state, extras = self._state.copy(), self._extras()
+        write_state(path, state, self.configuration(), extras)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from a file that ``save`` wrote; the state is replaced.
@@ -433,9 +463,7 @@ class OnlineParity(torch.nn.Module):
                 + "; ".join(different)
                 + "; make an OnlineParity like the one that was saved"
             )
-        made = programme(self.constraints, Layout.from_json(layout)) if layout else None
-        with self._lock:
-            self._commit(State.restored(made, arrays))
+        self._resume(layout, arrays)
 
     def configuration(self) -> dict[str, Any]:
         """What must be the same for two states to mean the same; ready for JSON."""
@@ -468,6 +496,36 @@ class OnlineParity(torch.nn.Module):
             )
             self._settings[dtype] = found
         return found
+
+    def _part(self, name: str) -> Part:
+        """What this stream brings to a meeting."""
+        with self._lock:
+            return Part(name, self._state.copy(), self._common, self._origin)
+
+    def _extras(self) -> dict[str, np.ndarray]:
+        """What is saved beside the state, as bytes."""
+        found = {"common": self._common.to_bytes()}
+        return {name: np.frombuffer(each, np.uint8) for name, each in found.items() if each}
+
+    def _resume(self, layout: str, arrays: Mapping[str, Any], origin: str = "") -> None:
+        """Go on from what was saved.
+
+        Raises:
+            ProblemError: it is none of a stream with these constraints.
+        """
+        made = programme(self.constraints, Layout.from_json(layout)) if layout else None
+        state = State.restored(made, arrays)
+        extras = {name: bytes_of(arrays[name]) if name in arrays else b"" for name in EXTRAS}
+        common = Common.from_bytes(self.constraints, extras["common"])
+        with self._meeting:
+            self._begin(state, common, origin or Part.loaded("", state, common).origin)
+
+    def _begin(self, state: State, common: Common, origin: str = "") -> None:
+        """Make this the state, of which other workers know what is common."""
+        common.divide(state)
+        with self._lock:
+            self._common, self._origin = common, origin
+            self._commit(state)
 
     def _overwrite(self, working: State) -> None:
         """Take over the numbers of a state of the same programme, in place."""
@@ -506,6 +564,15 @@ class OnlineParity(torch.nn.Module):
         """The state stays in float64 on the CPU, whatever the module is converted or moved to."""
         return self
 
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """The buffers, and what is saved beside them."""
+        with self._lock:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            for name, each in self._extras().items():
+                destination[prefix + name] = torch.from_numpy(each.copy())
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -521,42 +588,42 @@ class OnlineParity(torch.nn.Module):
         missing = [prefix + name for name in names if prefix + name not in state_dict]
         missing_keys.extend(missing)
         if strict:
-            known = {prefix + name for name in names}
+            known = {prefix + name for name in (*names, *EXTRAS)}
             unexpected_keys.extend(k for k in state_dict if k.startswith(prefix) and k not in known)
         if missing:
             return
         try:
-            text = bytes(state_dict[prefix + "layout"].cpu().to(torch.uint8).tolist()).decode()
-            made = programme(self.constraints, Layout.from_json(text)) if text else None
-            values = {name: state_dict[prefix + name] for name in ARRAYS}
-            state = State.restored(made, values)
+            found = (*ARRAYS, *(name for name in EXTRAS if prefix + name in state_dict))
+            layout = bytes_of(state_dict[prefix + "layout"]).decode()
+            self._resume(layout, {name: state_dict[prefix + name] for name in found})
         except (ProblemError, UnicodeDecodeError) as error:
             error_msgs.append(str(error))
-            return
-        with self._lock:
-            self._commit(state)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            left_out = ("_lock", "_ready", "_compiled", "_state", "_buffers")
+            left_out = (
+                "_lock", "_meeting", "_ready", "_compiled", "_state", "_common", "_buffers"
+            )  # fmt: skip
             kept = {name: value for name, value in self.__dict__.items() if name not in left_out}
             arrays = {name: array.copy() for name, array in self._state.arrays().items()}
-            made = self._state.programme
-            return kept | {
-                "_saved": (None if made is None else made.layout.to_json(), arrays),
-                "_buffers": {},
-            }
+            layout = bytes(self._state.layout_bytes()).decode()
+            return kept | {"_saved": (layout, arrays | self._extras()), "_buffers": {}}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         layout, arrays = saved.pop("_saved")
         self.__dict__.update(saved)
-        self._lock = threading.RLock()
-        made = None if layout is None else programme(self.constraints, Layout.from_json(layout))
-        self._commit(State.restored(made, arrays))
+        self._lock, self._meeting = threading.RLock(), threading.Lock()
+        self._resume(layout, arrays, self._origin)
 
     def extra_repr(self) -> str:
         notions = ", ".join(map(repr, self.constraints))
         return f"{notions}, bounds={self.bounds}, feedback={self.feedback!r}"
+
+
+def bytes_of(array: Any) -> bytes:
+    """The bytes of a tensor or an array of them."""
+    plain = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+    return plain.astype(np.uint8).tobytes()
 
 
 def numbers(bounds: tuple[float | None, float | None] | None) -> tuple[float, float]:
