@@ -707,14 +707,15 @@ def open_batch(
         cell, chances, weight, y, v: as for ``accumulate``.
         expected: whether y are forecasts.
         others: ``(Q + 1, K)``, what of the sums other workers steer by; below them, in the first
-            column, its samples.
+            column, its samples; ``None`` where the stream is not shared.
         sets, ..., sides: the arrays of ``fairopt.online.layout.Programme``, as for ``evaluate``.
         now, mass, C, found, base: written.
     """
     K, F = now.shape[1], v.shape[1]
     combined(sums, pending, now)
-    elsewhere = others[len(now), 0]
-    if elsewhere > 0.0:
+    elsewhere = 0.0
+    if others is not None:  # decided when it is compiled: without others it costs nothing
+        elsewhere = others[len(now), 0]
         for q in range(len(now)):
             for k in range(K):
                 now[q, k] -= others[q, k]

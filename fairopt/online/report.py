@@ -143,7 +143,7 @@ def report_of(state: State, feedback: str, paper: tuple[float, float]) -> Online
     now, value, found = pooled(state, made)
     groups = []
     certain = int(state.counts.sum()) == samples
-    shared = bool(state.others.any())
+    shared = state.others is not None
     for k, label in enumerate(made.labels):
         mass = float(now[0, k])
         if mass > 0.0:

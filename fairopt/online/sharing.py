@@ -69,14 +69,17 @@ class Common:
 
     def divide(self, state: State) -> None:
         """Let a state, of which this is part, steer by one of equal shares of it."""
-        state.others[...] = 0.0
-        if state.programme is None or self.state.programme is None:
+        state.others = None
+        if self.workers == 1 or state.programme is None or self.state.programme is None:
             return
         there, left = self.state.moved(state.programme), (self.workers - 1) / self.workers
-        kernels().combined(there.sums, there.pending, state.others[:-1])
-        state.others[kernels().FORECAST] = 0.0  # there combined leaves a mean, of errors
-        state.others[:-1] *= left
-        state.others[-1, 0] = left * there.served
+        Q, K = there.sums.shape[1:]
+        others = np.zeros((Q + 1, K))
+        kernels().combined(there.sums, there.pending, others[:-1])
+        others[kernels().FORECAST] = 0.0  # there combined leaves a mean, of errors
+        others[:-1] *= left
+        others[-1, 0] = left * there.served
+        state.others = others
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,7 +58,7 @@ class State:
         paper: float64, the state of feedback="batch": [multiplier, its largest value, sum over
             batches of size times gap, in two parts].
         others: float64 ``(Q + 1, K)``, what of the sums other workers steer by, as
-            ``kernels.open_batch`` has it; zero where the stream is not shared.
+            ``kernels.open_batch`` has it; ``None`` where the stream is not shared.
     """
 
     __slots__ = (*ARRAYS, "others", "programme")
@@ -71,7 +71,7 @@ class State:
     extent: Floats
     rows: Floats
     paper: Floats
-    others: Floats
+    others: Floats | None
 
     def __init__(self, programme: Programme | None = None) -> None:
         self.programme = programme
@@ -79,7 +79,7 @@ class State:
         for name, (kind, shape) in ARRAYS.items():
             setattr(self, name, np.zeros([sizes[s] for s in shape], kind))
         self.extent[:] = math.inf, -math.inf
-        self.others = np.zeros((sizes["Q"] + 1, max(1, sizes["K"])))
+        self.others = None
 
     def sizes(self) -> dict[str, int]:
         made = self.programme
@@ -93,7 +93,8 @@ class State:
         """Apart from the original."""
         new = State.__new__(State)
         new.programme = self.programme
-        for name in (*ARRAYS, "others"):
+        new.others = None if self.others is None else self.others.copy()
+        for name in ARRAYS:
             setattr(new, name, getattr(self, name).copy())
         return new
 
@@ -107,8 +108,10 @@ class State:
             for name in ("sums", "pending"):
                 kernels().merge_sums(getattr(new, name), getattr(self, name), place)
             new.counts[place] = self.counts
-            new.others[:-1, place] = self.others[:-1]
-            new.others[-1, 0] = self.others[-1, 0]
+            if self.others is not None:
+                new.others = np.zeros((new.sums.shape[1] + 1, new.sums.shape[2]))
+                new.others[:-1, place] = self.others[:-1]
+                new.others[-1, 0] = self.others[-1, 0]
             row = {key: i for i, key in enumerate(programme.keys)}
             for i, key in enumerate(old.keys):
                 if key in row:
