@@ -17,7 +17,8 @@ from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
 from fairopt.inputs import as_constraints, both, check_bounds, rounded_inwards
 from fairopt.online.hard import hard_batch
-from fairopt.online.layout import Arrays, Floats, Layout, programme
+from fairopt.online.history import History, Records, check_history
+from fairopt.online.layout import Arrays, Floats, Integers, Layout, programme
 from fairopt.online.paper import paper_batch, theorem
 from fairopt.online.persistence import differences, read_state, write_state
 from fairopt.online.reading import NO_CHANCES, NOTHING, ONE, Samples, UnknownGroup, read
@@ -65,6 +66,7 @@ class OnlineParity(torch.nn.Module):
         warm_up: for ``"hard"``, how many samples are served by ``"pooled"`` first.
         group_counts: as for ``formulate``; groups beyond them are added when they come.
         unknown_group: ``"add"``, or ``"raise"`` to refuse groups beyond those declared.
+        history: how many moments of the stream to keep at most, for ``history``; ``None`` for none.
 
     The state is a few numbers per cell (group, outcome, bin) and per row, in float64 whatever the
     module is converted to, and on the CPU. ``state_dict`` has it, and changes its sizes when groups
@@ -79,6 +81,7 @@ class OnlineParity(torch.nn.Module):
     _state: State
     _common: Common
     _origin: str
+    _records: Records | None
     _ready: Any
     _compiled: Any
 
@@ -92,6 +95,7 @@ class OnlineParity(torch.nn.Module):
         warm_up: int = 0,
         group_counts: GroupCounts = None,
         unknown_group: UnknownGroup = "add",
+        history: int | None = None,
     ) -> None:
         super().__init__()
         if feedback not in DEFAULT_STEP:
@@ -114,10 +118,11 @@ class OnlineParity(torch.nn.Module):
         self.warm_up = warm_up
         self.group_counts = group_counts
         self.unknown_group = unknown_group
+        self._moments = check_history(history)
         self._settings: dict[torch.dtype, Floats] = {}
         self._lock = threading.RLock()
         self._meeting = threading.Lock()
-        self._begin(State(), Common())
+        self._begin(State(), Common(), records=b"")
 
     # -----------------------------------------------------------------------------------------
     # Serving
@@ -256,9 +261,12 @@ class OnlineParity(torch.nn.Module):
             grown = samples.programme is not state.programme
             working = state.moved(samples.programme) if grown else state.copy()
             size = len(samples.scores) if batch_size is None else batch_size
-            x = self._through(working, samples, size, scores.dtype)
+            kept = self._records if update else None
+            records = None if kept is None else kept.copy()
+            x = self._through(working, samples, size, scores.dtype, records)
             if update:
                 self._commit(working) if grown else self._overwrite(working)
+                self._records = records
         return torch.from_numpy(x).to(scores.device, scores.dtype).reshape(scores.shape)
 
     def _fast(self, scores: Tensor, groups: Groups, batch_size: int | None) -> Tensor | None:
@@ -278,36 +286,52 @@ class OnlineParity(torch.nn.Module):
         ):
             return None
         programme_arrays, table, codes, settings = ready
-        state = self._state
         single = scores.dtype == torch.float32
         # Contiguous: for other layouts Numba would compile everything once more.
         values = np.ascontiguousarray(scores.detach().numpy(), np.float64)
         cell = np.empty(len(values), np.int64)
         places = np.ascontiguousarray(groups.numpy())
-        compiled = self._compiled
-        status, _ = compiled.positions(values, places, table, codes, cell)
+        status, _ = self._compiled.positions(values, places, table, codes, cell)
         if status:  # a new group, or something to refuse: the long way says which
             return None
-        out = np.empty(len(values))
-        compiled.stream(
-            values, cell, NO_CHANCES, ONE, NOTHING, NO_FEATURES, batch_size or len(values), single,
-            False, state.sums, state.pending, state.others, state.counts, state.totals,
-            state.extent, state.rows, settings[single], programme_arrays, out,
-        )  # fmt: skip
+        out, records = np.empty(len(values)), self._records
+        size, arrays = batch_size or len(values), (programme_arrays, settings[single])
+        if records is None:
+            self._pooled(values, cell, size, single, arrays, out)
+        else:
+            for at in records.stretches(self._state, len(values), size):
+                self._pooled(values[at], cell[at], size, single, arrays, out[at])
         return torch.from_numpy(out.astype(np.float32) if single else out)
 
-    def _through(self, state: State, samples: Samples, size: int, dtype: torch.dtype) -> Floats:
-        """All samples, ``size`` at a time; ``state`` is updated."""
+    def _pooled(
+        self, values: Floats, cell: Integers, size: int, single: bool, arrays: Any, out: Floats
+    ) -> None:
+        """The pooled rule where there are no weights, targets, chances or attributes."""
+        state, (made, settings) = self._state, arrays
+        self._compiled.stream(
+            values, cell, NO_CHANCES, ONE, NOTHING, NO_FEATURES, size, single, False, state.sums,
+            state.pending, state.others, state.counts, state.totals, state.extent, state.rows,
+            settings, made, out,
+        )  # fmt: skip
+
+    def _through(
+        self, state: State, samples: Samples, size: int, dtype: torch.dtype,
+        records: Records | None,
+    ) -> Floats:  # fmt: skip
+        """All samples, ``size`` at a time; ``state`` and ``records`` are updated."""
         arrays, settings = samples.programme.arrays(), self._settings_for(dtype)
         compiled = kernels()
         single, half = dtype == torch.float32, dtype not in FAST
         out = np.empty(len(samples.scores))
         if self.feedback == "pooled" and not half:
-            compiled.stream(
-                samples.scores, samples.cell, samples.chances, samples.weight, samples.y, samples.v,
-                size, single, samples.expected, state.sums, state.pending, state.others,
-                state.counts, state.totals, state.extent, state.rows, settings, tuple(arrays), out,
-            )  # fmt: skip
+            whole = [slice(0, len(out))]
+            for at in whole if records is None else records.stretches(state, len(out), size):
+                part = samples.part(at.start, at.stop)
+                compiled.stream(
+                    part.scores, part.cell, part.chances, part.weight, part.y, part.v, size, single,
+                    part.expected, state.sums, state.pending, state.others, state.counts,
+                    state.totals, state.extent, state.rows, settings, tuple(arrays), out[at],
+                )  # fmt: skip
             return out
         for first in range(0, len(out), size):
             part = samples.part(first, first + size)
@@ -319,6 +343,8 @@ class OnlineParity(torch.nn.Module):
                 part.expected,
             )  # fmt: skip
             out[first : first + size] = x
+            if records is not None:
+                records.take(state)
         return out
 
     def _one(self, state: State, part: Samples, arrays: Arrays, settings: Floats) -> Floats:
@@ -379,10 +405,20 @@ class OnlineParity(torch.nn.Module):
                 paper = theorem(self._state, self.step_size, arrays)
             return report_of(self._state, self.feedback, paper)
 
+    @property
+    def history(self) -> History | None:
+        """How the stream went, the present last; ``None`` unless it was made with ``history``.
+
+        What this stream itself recorded: ``merge`` and ``synchronize`` bring no history of others,
+        and after them the samples rise by what the others served.
+        """
+        with self._lock:
+            return None if self._records is None else self._records.history(self._state)
+
     def reset(self) -> None:
         """Forget everything; also what other workers know, until the next ``synchronize``."""
         with self._meeting:
-            self._begin(State(), Common())
+            self._begin(State(), Common(), records=b"")
 
     def merge(self, other: OnlineParity) -> None:
         """Add what a replica served; exact in counts and sums. ``other`` stays as it is.
@@ -504,7 +540,8 @@ class OnlineParity(torch.nn.Module):
 
     def _extras(self) -> dict[str, np.ndarray]:
         """What is saved beside the state, as bytes."""
-        found = {"common": self._common.to_bytes()}
+        history = b"" if self._records is None else self._records.to_bytes()
+        found = {"common": self._common.to_bytes(), "history": history}
         return {name: np.frombuffer(each, np.uint8) for name, each in found.items() if each}
 
     def _resume(self, layout: str, arrays: Mapping[str, Any], origin: str = "") -> None:
@@ -517,14 +554,29 @@ class OnlineParity(torch.nn.Module):
         state = State.restored(made, arrays)
         extras = {name: bytes_of(arrays[name]) if name in arrays else b"" for name in EXTRAS}
         common = Common.from_bytes(self.constraints, extras["common"])
+        origin = origin or Part.loaded("", state, common).origin
         with self._meeting:
-            self._begin(state, common, origin or Part.loaded("", state, common).origin)
+            self._begin(state, common, origin, records=extras["history"])
 
-    def _begin(self, state: State, common: Common, origin: str = "") -> None:
-        """Make this the state, of which other workers know what is common."""
+    def _begin(
+        self, state: State, common: Common, origin: str = "", records: bytes | None = None
+    ) -> None:
+        """Make this the state, of which other workers know what is common.
+
+        Args:
+            records: the history from here on, as bytes; ``None`` for what there is.
+
+        Raises:
+            ProblemError: the bytes are no history.
+        """
+        new = None
+        if self._moments is not None and records is not None:
+            new = Records.from_bytes(self._moments, records)
         common.divide(state)
         with self._lock:
             self._common, self._origin = common, origin
+            if records is not None:
+                self._records = new
             self._commit(state)
 
     def _overwrite(self, working: State) -> None:
@@ -602,7 +654,8 @@ class OnlineParity(torch.nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             left_out = (
-                "_lock", "_meeting", "_ready", "_compiled", "_state", "_common", "_buffers"
+                "_lock", "_meeting", "_ready", "_compiled", "_state", "_common", "_records",
+                "_buffers",
             )  # fmt: skip
             kept = {name: value for name, value in self.__dict__.items() if name not in left_out}
             arrays = {name: array.copy() for name, array in self._state.arrays().items()}
