@@ -18,7 +18,7 @@ from fairopt.errors import ProblemError
 from fairopt.inputs import as_constraints, both, check_bounds, rounded_inwards
 from fairopt.online.hard import hard_batch
 from fairopt.online.history import History, Records, check_history
-from fairopt.online.layout import Arrays, Floats, Integers, Layout, programme
+from fairopt.online.layout import Arrays, Floats, Layout, programme
 from fairopt.online.paper import paper_batch, theorem
 from fairopt.online.persistence import differences, read_state, write_state
 from fairopt.online.reading import NO_CHANCES, NOTHING, ONE, Samples, UnknownGroup, read
@@ -45,6 +45,7 @@ FAST = (torch.float32, torch.float64)
 CODES = (torch.int64, torch.int32, torch.uint8, torch.bool)
 TABLE = 64
 NO_FEATURES = np.zeros((1, 0))
+ALL = (None,)
 
 
 class OnlineParity(torch.nn.Module):
@@ -291,28 +292,19 @@ class OnlineParity(torch.nn.Module):
         values = np.ascontiguousarray(scores.detach().numpy(), np.float64)
         cell = np.empty(len(values), np.int64)
         places = np.ascontiguousarray(groups.numpy())
-        status, _ = self._compiled.positions(values, places, table, codes, cell)
+        compiled, state = self._compiled, self._state
+        status, _ = compiled.positions(values, places, table, codes, cell)
         if status:  # a new group, or something to refuse: the long way says which
             return None
-        out, records = np.empty(len(values)), self._records
-        size, arrays = batch_size or len(values), (programme_arrays, settings[single])
-        if records is None:
-            self._pooled(values, cell, size, single, arrays, out)
-        else:
-            for at in records.stretches(self._state, len(values), size):
-                self._pooled(values[at], cell[at], size, single, arrays, out[at])
+        out, records, size = np.empty(len(values)), self._records, batch_size or len(values)
+        for at in ALL if records is None else records.stretches(state, len(values), size):
+            part = (values, cell, out) if at is None else (values[at], cell[at], out[at])
+            compiled.stream(
+                part[0], part[1], NO_CHANCES, ONE, NOTHING, NO_FEATURES, size, single, False,
+                state.sums, state.pending, state.others, state.counts, state.totals, state.extent,
+                state.rows, settings[single], programme_arrays, part[2],
+            )  # fmt: skip
         return torch.from_numpy(out.astype(np.float32) if single else out)
-
-    def _pooled(
-        self, values: Floats, cell: Integers, size: int, single: bool, arrays: Any, out: Floats
-    ) -> None:
-        """The pooled rule where there are no weights, targets, chances or attributes."""
-        state, (made, settings) = self._state, arrays
-        self._compiled.stream(
-            values, cell, NO_CHANCES, ONE, NOTHING, NO_FEATURES, size, single, False, state.sums,
-            state.pending, state.others, state.counts, state.totals, state.extent, state.rows,
-            settings, made, out,
-        )  # fmt: skip
 
     def _through(
         self, state: State, samples: Samples, size: int, dtype: torch.dtype,
@@ -324,13 +316,13 @@ class OnlineParity(torch.nn.Module):
         single, half = dtype == torch.float32, dtype not in FAST
         out = np.empty(len(samples.scores))
         if self.feedback == "pooled" and not half:
-            whole = [slice(0, len(out))]
-            for at in whole if records is None else records.stretches(state, len(out), size):
-                part = samples.part(at.start, at.stop)
+            for at in ALL if records is None else records.stretches(state, len(out), size):
+                part = samples if at is None else samples.part(at.start, at.stop)
                 compiled.stream(
                     part.scores, part.cell, part.chances, part.weight, part.y, part.v, size, single,
                     part.expected, state.sums, state.pending, state.others, state.counts,
-                    state.totals, state.extent, state.rows, settings, tuple(arrays), out[at],
+                    state.totals, state.extent, state.rows, settings, tuple(arrays),
+                    out if at is None else out[at],
                 )  # fmt: skip
             return out
         for first in range(0, len(out), size):
