@@ -202,7 +202,7 @@ def test_what_is_merged_claims_no_bound_until_the_next_step():
         broken += worst.excess > claimed
         one(scores, codes)
         worst = one.report().worst
-        assert worst.excess <= worst.bound < math.inf
+        assert worst.excess <= worst.bound + 1e-14 and worst.bound < math.inf
     assert broken  # what was claimed before would have been wrong
     batch, second = by_the_paper(), by_the_paper()
     assert math.isfinite(batch.report().batch_bound)
@@ -218,7 +218,7 @@ def test_merge_refuses_what_would_count_twice():
         other.load_state_dict(stream.state_dict())
     a.run(*drawn(seed=1))
     before = state_of(a)
-    with pytest.raises(ProblemError, match="merge: .* this stream and the other that were both"):
+    with pytest.raises(ProblemError, match="got this stream and the other that were both"):
         a.merge(b)
     assert same_state(before, state_of(a))
     b.reset()
