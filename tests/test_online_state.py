@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fairopt import DemographicParity, EqualizedOdds, OnlineParity, ProblemError
+from fairopt import DemographicParity, EqualizedOdds, MeanResidual, OnlineParity, ProblemError
 from fairopt.online.sharing import Common, Part, meeting
 
 PARITY = DemographicParity(0.03)
@@ -40,7 +40,9 @@ def same_state(a, b):
 
 def met(*streams):
     """What synchronize() does, in one process."""
-    common = meeting((PARITY,), [stream._part(f"rank {k}") for k, stream in enumerate(streams)])
+    common = meeting(
+        streams[0].constraints, [stream._part(f"rank {k}") for k, stream in enumerate(streams)]
+    )
     for stream in streams:
         stream._begin(common.state.copy(), common)
 
@@ -151,9 +153,7 @@ WAYS = {
     "half": lambda model: model.half(),
     "double": lambda model: model.double(),
     "bfloat16": lambda model: model.to(torch.bfloat16),
-    "meta": lambda model: model.to(
-        "meta"
-    ),  # there a model has no numbers; the stream keeps its own
+    "meta": lambda model: model.to("meta"),  # the stream keeps its numbers
     "deepcopy": copy.deepcopy,
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),
 }
@@ -265,14 +265,31 @@ def test_each_makes_up_for_its_share_only(workers, tolerance):
     for turn in range(40):
         for k, stream in enumerate(streams):
             stream.run(*drawn(100, seed=1000 * turn + k, groups=2))
-        common = meeting((notion,), [s._part(str(k)) for k, s in enumerate(streams)])
-        for stream in streams:
-            stream._begin(common.state.copy(), common)
+        met(*streams)
         gaps.append(abs(streams[0].report().rows[0].value))
     raw, codes = drawn(20_000, groups=2)
     assert abs(float(raw[codes == 0].mean() - raw[codes == 1].mean())) > 0.09
     assert max(gaps[10:]) < tolerance + 0.005
     assert streams[0].report().samples == workers * 4000
+
+
+@pytest.mark.parametrize("feedback", ["pooled", "hard"])
+@pytest.mark.parametrize("workers", [2, 5])
+@pytest.mark.parametrize("notion", [EqualizedOdds(0.02), MeanResidual(0.02)], ids=["odds", "mean"])
+def test_a_share_is_steered_like_a_stream(notion, workers, feedback):
+    """Where all serve the same, the share of each is what it served: alone it would do the same."""
+    alone, *streams = (made(notion, feedback=feedback) for _ in range(workers + 1))
+    for turn in range(4):
+        scores, codes = drawn(seed=turn, groups=3 if turn > 1 else 2)
+        targets = (scores.square() > 0.2).long()  # of which the scores are biased forecasts
+        expected = alone.run(scores, codes, batch_size=5)
+        for stream in streams:
+            x = stream.run(scores, codes, batch_size=5)
+            assert torch.allclose(x, expected, rtol=0.0, atol=1e-9)
+        for stream in (alone, *streams):
+            stream.observe(targets[:200], expected[:200], codes[:200], scores=scores[:200])
+        met(*streams)
+    assert streams[0].report().pending == workers * 400
 
 
 def test_a_worker_that_stays_away_or_joins():
