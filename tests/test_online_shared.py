@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from streams import adult_scores, order
+from torch import distributed
 
 from fairopt import DemographicParity, EqualizedOdds, OnlineParity, ProblemError, audit, project
 
@@ -195,3 +196,20 @@ def test_adult_by_sex(found):
 def test_without_a_process_group():
     with pytest.raises(ProblemError, match="expected an initialised process group, got none; call"):
         OnlineParity(DemographicParity(0.05), bounds=(0, 1)).synchronize()
+
+
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and distributed.is_nccl_available()),
+    reason="nccl needs a CUDA device",
+)
+def test_on_nccl(tmp_path):
+    stream = OnlineParity(DemographicParity(0.05), bounds=(0, 1))
+    stream(torch.rand(10, dtype=torch.float64), torch.arange(10) % 2)
+    store = (tmp_path / "store").as_uri()
+    distributed.init_process_group("nccl", init_method=store, rank=0, world_size=1)
+    try:
+        before = stream.state_dict()["sums"].clone()
+        stream.synchronize()
+        assert torch.equal(stream.state_dict()["sums"], before) and before.is_cpu
+    finally:
+        distributed.destroy_process_group()

@@ -7,12 +7,14 @@ import math
 import pickle
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from streams import meet
 
 from fairopt import DemographicParity, EqualizedOdds, MeanResidual, OnlineParity, ProblemError
-from fairopt.online.sharing import Common, Part, meeting
+from fairopt.online.sharing import Common, Part
 
 PARITY = DemographicParity(0.03)
 
@@ -36,15 +38,6 @@ def same_state(a, b):
     return a.keys() == b.keys() and all(
         a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a
     )
-
-
-def met(*streams):
-    """What synchronize() does, in one process."""
-    common = meeting(
-        streams[0].constraints, [stream._part(f"rank {k}") for k, stream in enumerate(streams)]
-    )
-    for stream in streams:
-        stream._begin(common.state.copy(), common)
 
 
 class Model(torch.nn.Module):
@@ -82,7 +75,7 @@ def shared():
     streams = made(), made(), made()
     for k, stream in enumerate(streams):
         stream.run(*drawn(seed=k))
-    met(*streams)
+    meet(streams)
     streams[0].run(*drawn(seed=9))
     return streams[0]
 
@@ -226,14 +219,14 @@ def test_merge_refuses_what_would_count_twice():
     a.merge(b)
     assert a.report().samples == 900
     # After a meeting the common part is known to be so.
-    met(a, b)
+    meet([a, b])
     a.run(*drawn(seed=3))
     b.run(*drawn(seed=4))
     c = made()
     c.load_state_dict(b.state_dict())
     a.merge(c)
     assert a.report().samples == 900 + 300 + 600
-    met(b, made())
+    meet([b, made()])
     with pytest.raises(
         ProblemError, match="last met at the same time, got this stream, which knew"
     ):
@@ -265,7 +258,7 @@ def test_each_makes_up_for_its_share_only(workers, tolerance):
     for turn in range(40):
         for k, stream in enumerate(streams):
             stream.run(*drawn(100, seed=1000 * turn + k, groups=2))
-        met(*streams)
+        meet(streams)
         gaps.append(abs(streams[0].report().rows[0].value))
     raw, codes = drawn(20_000, groups=2)
     assert abs(float(raw[codes == 0].mean() - raw[codes == 1].mean())) > 0.09
@@ -288,33 +281,64 @@ def test_a_share_is_steered_like_a_stream(notion, workers, feedback):
             assert torch.allclose(x, expected, rtol=0.0, atol=1e-9)
         for stream in (alone, *streams):
             stream.observe(targets[:200], expected[:200], codes[:200], scores=scores[:200])
-        met(*streams)
+        meet(streams)
     assert streams[0].report().pending == workers * 400
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_the_shares_say_of_all(seed):
+    """However groups are distributed over the workers: the bound of docs/streaming.md."""
+    rng = np.random.default_rng(seed)
+    workers = int(rng.integers(2, 6))
+    streams = [made(DemographicParity(0.02)) for _ in range(workers)]
+    share_of_1 = rng.beta(0.3, 0.3, workers)  # in some nearly none, in others nearly all
+    common = np.zeros(2)
+    for _ in range(6):
+        for k, stream in enumerate(streams):
+            n = int(rng.integers(20, 200))
+            codes = torch.from_numpy((rng.random(n) < share_of_1[k]).astype(np.int64))
+            scores = torch.from_numpy(np.clip(rng.random(n) + 0.3 * codes.numpy() - 0.1, 0, 1))
+            stream.run(scores, codes)
+        values = []
+        for stream in streams:
+            sums = stream._state.sums.sum(0)
+            if stream._state.others is not None:
+                sums = sums - stream._state.others[:-1]
+            if sums.shape[1] == 2 and sums[0].all():
+                means = sums[1] / sums[0]
+                values.append(abs(means[0] - means[1]))
+        meet(streams)
+        counts = streams[0].state_dict()["counts"].numpy()
+        new = (counts - common) / counts
+        gap = abs(streams[0].report().rows[0].value)
+        if len(values) == workers:
+            assert gap <= max(values) + new.max() + 1e-12
+        common = counts.copy()
 
 
 def test_a_worker_that_stays_away_or_joins():
     streams = [made(), made(), made()]
     for k, stream in enumerate(streams):
         stream.run(*drawn(seed=k))
-    met(*streams[:2])
+    meet(streams[:2])
     assert [s.report().samples for s in streams] == [600, 600, 300]
-    met(*streams)
+    meet(streams)
     assert [s.report().samples for s in streams] == [900] * 3
     streams[1].run(*drawn(seed=8))
-    met(*streams[1:])  # the first stays away, and may not come back with what it knew
+    meet(streams[1:])  # the first stays away, and may not come back with what it knew
     assert [s.report().samples for s in streams] == [900, 1200, 1200]
     with pytest.raises(ProblemError, match="rank 0, which knew of 900 samples then, and rank 1"):
-        met(*streams)
+        meet(streams)
     streams[0].reset()
-    met(*streams)
+    meet(streams)
     assert all(same_state(state_of(streams[0]), state_of(s)) for s in streams)
     assert streams[0].report().samples == 1200
 
 
 def test_nothing_to_share():
     streams = [made(), made()]
-    met(*streams)
-    met(*streams)
+    meet(streams)
+    meet(streams)
     assert same_state(state_of(streams[0]), state_of(made()))
     assert Common().to_bytes() == b"" and Part("", made()._state, Common()).origin == ""
 
@@ -359,9 +383,7 @@ def test_exact_after_a_billion_samples(way):
         if way == "merge":
             stream.merge(other)
         else:
-            common = meeting(stream.constraints, [stream._part("a"), other._part("b")])
-            for each in (stream, other):
-                each._begin(common.state.copy(), common)
+            meet([stream, other])
     for x, g in zip(scores.tolist(), codes.tolist(), strict=True):
         exact[g] += Fraction(x)
         naive[g] += x
