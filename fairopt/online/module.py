@@ -16,12 +16,21 @@ from torch import Tensor
 from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
 from fairopt.inputs import as_constraints, both, check_bounds, rounded_inwards
+from fairopt.online.counting import count_batch
 from fairopt.online.hard import hard_batch
 from fairopt.online.history import History, Records, check_history
 from fairopt.online.layout import Arrays, Floats, Layout, programme
 from fairopt.online.paper import paper_batch, theorem
 from fairopt.online.persistence import differences, read_state, write_state
-from fairopt.online.reading import NO_CHANCES, NOTHING, ONE, Samples, UnknownGroup, read
+from fairopt.online.reading import (
+    NO_CHANCES,
+    NOTHING,
+    ONE,
+    Samples,
+    UnknownGroup,
+    read,
+    read_predictions,
+)
 from fairopt.online.report import OnlineReport, report_of
 from fairopt.online.sharing import Common, Part, meeting, parts_from, pooled, resumed
 from fairopt.online.state import ARRAYS, EXTRAS, State, kernels
@@ -238,6 +247,63 @@ class OnlineParity(torch.nn.Module):
                 state.pending[...] = 0.0
             state.rows[:, 3] = math.inf
             self._commit(state)
+
+    def count(
+        self,
+        predictions: Tensor,
+        groups: Groups,
+        targets: Tensor | None = None,
+        *,
+        scores: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
+        """Predictions that were served elsewhere: from now on they are pooled with all others.
+
+        They count as they are; ``report()`` has them, and the rule makes up for what they exceed.
+        The memory of the pooled rule does not learn from them, the paper's multiplier does, and
+        what ``report()`` says in ``bound`` is infinite until the next batch that the rule serves.
+
+        Args:
+            predictions: ``(n,)`` or ``(n, 1)``, or ``(B, n)`` for B batches of n, as served; they
+                need not be within the bounds.
+            targets: as for a call; where they are ``None``, forecasts stand for them.
+            scores: what the predictions were served for, in the same shape. Needed where notions
+                have bins of scores, and where forecasts stand for targets.
+
+        Raises:
+            ProblemError: the input is refused; the state is as before.
+        """
+        with self._lock:
+            given = predictions if scores is None else scores
+            if scores is None:
+                read_predictions(predictions, predictions)  # its errors name the right argument
+            samples = read(
+                self.constraints, self._state.programme, given, groups, targets, weights,
+                self.group_counts, self.unknown_group, several=True,
+            )  # fmt: skip
+            x = read_predictions(predictions, given)
+            made = samples.programme.plan
+            if scores is None and (samples.expected or made.scores):
+                raise ProblemError(
+                    "scores: expected those that the predictions were served for, got none; "
+                    + ("forecasts stand for targets, " if samples.expected else "bins of scores, ")
+                    + "and they are read from the scores"
+                )
+            self._check(samples)
+            state = self._state
+            grown = samples.programme is not state.programme
+            working = state.moved(samples.programme) if grown else state.copy()
+            arrays = samples.programme.arrays()
+            step = self.step_size if self.feedback == "batch" else None
+            size = len(x) if given.dim() == 1 or given.shape[1] == 1 else given.shape[1]
+            records = None if self._records is None else self._records.copy()
+            for first in range(0, len(x), size):
+                part = samples.part(first, first + size)
+                count_batch(working, part, x[first : first + size], arrays, step)
+                if records is not None:
+                    records.take(working)
+            self._commit(working) if grown else self._overwrite(working)
+            self._records = records
 
     def _serve(
         self,

@@ -30,7 +30,7 @@ from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
 from fairopt.online.layout import Layout, Programme, programme
 from fairopt.online.packing import packed, unpacked
-from fairopt.online.state import ARRAYS, PENDING, State, kernels
+from fairopt.online.state import ARRAYS, AWAY, PENDING, SEEN, State, kernels
 
 __all__ = ["Common", "Part", "meeting", "parts_from", "pooled", "resumed"]
 
@@ -186,12 +186,12 @@ def meeting(constraints: Constraints, parts: Sequence[Part]) -> Common:
     unchanged = np.array_equal(total.totals, common.state.totals) and workers == common.workers
     if made is not None and not unchanged:
         # The root of the count of a share, whose square is what the shares have in common.
-        base = common.state.moved(made).rows[:, 2] ** 2
+        base = common.state.moved(made).rows[:, SEEN] ** 2
         squares = common.workers * base
         for part in parts:
-            squares = squares + part.state.moved(made).rows[:, 2] ** 2
-            squares = squares - part.common.state.moved(made).rows[:, 2] ** 2
-        total.rows[:, 2] = np.sqrt(np.maximum(squares, 0.0) / workers)
+            squares = squares + part.state.moved(made).rows[:, SEEN] ** 2
+            squares = squares - part.common.state.moved(made).rows[:, SEEN] ** 2
+        total.rows[:, SEEN] = np.sqrt(np.maximum(squares, 0.0) / workers)
     return Common(total, workers)
 
 
@@ -199,11 +199,11 @@ def resumed(constraints: Constraints, total: State, before: State, now: State) -
     """A state of everything, and what came since the replica's part of it, ``before``."""
     if now.programme is None:
         return total.copy()
-    state = total.moved(joint("synchronize", constraints, [total, now]))
-    new = now.since(before).moved(state.programme) if state.programme is not None else now
+    made = joint("synchronize", constraints, [total, now])
+    state, new = total.moved(made), now.since(before).moved(made)
     if new.totals.any():
         state.count(new)
-        state.rows[:, 3] = math.inf
+        state.rows[:, AWAY] = math.inf
     return state
 
 
@@ -228,14 +228,14 @@ def steer(total: State, before: State, news: Sequence[State]) -> None:
         return
     sizes = np.array([float(new.served) for new in at_work])
     rows = np.stack([new.rows for new in at_work])
-    weight = (rows[:, :, 2] > before.rows[:, 2]) * sizes[:, None]
+    weight = (rows[:, :, SEEN] > before.rows[:, SEEN]) * sizes[:, None]
     whole = weight.sum(0)
     share = weight / np.where(whole > 0.0, whole, 1.0)
     mean = (share[:, :, None] * rows[:, :, :2]).sum(0)
     total.rows[:, :2] = np.where(whole[:, None] > 0.0, mean, before.rows[:, :2])
-    steps = rows[:, :, 2] ** 2 - before.rows[:, 2] ** 2
-    total.rows[:, 2] = np.sqrt(before.rows[:, 2] ** 2 + steps.sum(0))
-    total.rows[:, 3] = math.inf
+    steps = rows[:, :, SEEN] ** 2 - before.rows[:, SEEN] ** 2
+    total.rows[:, SEEN] = np.sqrt(before.rows[:, SEEN] ** 2 + steps.sum(0))
+    total.rows[:, AWAY] = math.inf
     if sizes.any():
         total.paper[0] = np.average([new.paper[0] for new in at_work], weights=sizes)
     total.paper[1] = math.inf

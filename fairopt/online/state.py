@@ -34,6 +34,7 @@ ARRAYS = {
 }
 EXTRAS = ("common", "history")  # bytes that are saved where there is something to save
 SAMPLES, BATCHES, PENDING = 0, 1, 2  # in ``totals``
+SEEN, AWAY = 2, 3  # in ``rows``
 
 
 @lru_cache(maxsize=1)
@@ -185,9 +186,9 @@ class State:
                 )
             mine[...] = array
         good = bool((new.counts >= 0).all() and (new.totals >= 0).all())
-        # How far a row was from its aim is infinite where that is not known, as after observe.
-        finite = (new.sums, new.pending, new.rows[:, :3])
-        good = good and all(bool(np.isfinite(each).all()) for each in finite)
+        # How far a row was from its aim is infinite where that is not known, as after ``observe``.
+        finite = (new.sums, new.pending, new.rows[:, :AWAY])
+        good = good and all(bool(np.isfinite(array).all()) for array in finite)
         good = good and not bool(np.isnan(new.rows).any())
         if not good:
             raise ProblemError(
