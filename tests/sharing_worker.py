@@ -172,6 +172,20 @@ def restart(rank, folder):
     return {"count": count, "again": again.report().samples, "state": state_of(again)}
 
 
+def counting(rank, folder):
+    """Rank 2's predictions are served by another system; the others make up for them."""
+    stream, served = parity(), []
+    for turn in range(8):
+        scores, codes, _, _ = drawn(500 + 10 * turn + rank)
+        if rank == 2 and turn < 4:
+            stream.count(scores, codes)
+            served.append((scores, codes))
+        else:
+            served.append((stream.run(scores, codes), codes))
+        stream.synchronize()
+    return {"served": served, "state": state_of(stream), "report": stream.report()}
+
+
 def merging(rank, folder):
     """Two streams of one process that met as workers: what is common counts once."""
     stream = parity()
@@ -230,7 +244,7 @@ def adult(rank, folder):
 
 
 SCENARIOS = (
-    odds, rules, late_targets, refusals, restart, merging, serving_meanwhile,
+    odds, rules, late_targets, refusals, restart, counting, merging, serving_meanwhile,
     a_part_of_the_workers, adult,
 )  # fmt: skip
 

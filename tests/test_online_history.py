@@ -150,6 +150,22 @@ def test_targets_that_come_later():
     assert torch.equal(stream.run(scores, codes, targets), plain.run(scores, codes, targets))
 
 
+@pytest.mark.parametrize("feedback", ["pooled", "batch"])
+def test_what_others_served_is_recorded_when_it_is_counted(feedback):
+    scores, codes = drawn(300)
+    stream, plain = made(feedback=feedback, history=1000), made(feedback=feedback)
+    for each in (stream, plain):
+        each.run(scores[:100], codes[:100], batch_size=10)
+        each.count(scores[100:200].reshape(4, 25), codes[100:200].reshape(4, 25))
+        each.run(scores[200:], codes[200:], batch_size=20)
+    assert same_state(state_of(plain), state_of(stream))
+    moments = [*range(10, 101, 10), 125, 150, 175, 200, *range(220, 301, 20)]
+    assert stream.history.samples.tolist() == moments
+    short = made(feedback=feedback, history=5)
+    short.count(scores.reshape(100, 3), codes.reshape(100, 3))
+    assert len(short.history.samples) <= 5 and short.history.samples[-1] == 300
+
+
 def test_what_is_not_served_is_not_recorded():
     scores, codes = drawn()
     stream = made(history=50)

@@ -154,6 +154,15 @@ def test_nothing_counts_twice_after_a_restart(found):
     assert all_same([worker["state"] for worker in each])
 
 
+def test_what_was_served_elsewhere_is_made_up_for_by_all(found):
+    each = [worker["counting"] for worker in found]
+    assert all_same([worker["state"] for worker in each])
+    x, codes = everything([part for worker in each for part in worker["served"]])
+    audited = audit(x, codes, DemographicParity(0.05)).worst
+    assert each[0]["report"].worst.value == pytest.approx(audited.value, abs=1e-13)
+    assert audited.excess < 0.002
+
+
 def test_merging_what_has_met_counts_the_common_part_once(found):
     each = [worker["merging"] for worker in found]
     assert [worker["merged"] for worker in each] == [400 * (4 + 2)] * WORKERS

@@ -23,6 +23,7 @@ from fairopt.online.layout import Arrays, Floats, Layout, programme
 from fairopt.online.paper import paper_batch, theorem
 from fairopt.online.persistence import differences, read_state, write_state
 from fairopt.online.reading import (
+    NO_CELLS,
     NO_CHANCES,
     NOTHING,
     ONE,
@@ -527,6 +528,7 @@ class OnlineParity(torch.nn.Module):
             mine = self._part("")
             found = gather(mine.to_bytes(self.configuration()), process_group)
             common = meeting(self.constraints, parts_from(self.constraints, found))
+            self._prepare(common)
             with self._lock:
                 state = resumed(self.constraints, common.state, mine.state, self._state)
                 self._begin(state, common)
@@ -615,6 +617,17 @@ class OnlineParity(torch.nn.Module):
         origin = origin or Part.loaded("", state, common).origin
         with self._meeting:
             self._begin(state, common, origin, records=extras["history"])
+
+    def _prepare(self, common: Common) -> None:
+        """Have the kernels compiled for shares, which takes seconds, while others are served."""
+        state, made = common.state.copy(), common.state.programme
+        common.divide(state)
+        if self.feedback == "pooled" and made is not None and state.others is not None:
+            kernels().stream(
+                NOTHING, NO_CELLS, NO_CHANCES, ONE, NOTHING, NO_FEATURES, 1, False, False,
+                state.sums, state.pending, state.others, state.counts, state.totals, state.extent,
+                state.rows, self._settings_for(torch.float64), tuple(made.arrays()), NOTHING.copy(),
+            )  # fmt: skip
 
     def _begin(
         self, state: State, common: Common, origin: str = "", records: bytes | None = None
