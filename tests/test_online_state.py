@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from streams import meet
 
 from fairopt import DemographicParity, EqualizedOdds, MeanResidual, OnlineParity, ProblemError
-from fairopt.online.sharing import Common, Part
+from fairopt.online.sharing import Common, origin_of
 
 PARITY = DemographicParity(0.03)
 
@@ -340,7 +340,7 @@ def test_nothing_to_share():
     meet(streams)
     meet(streams)
     assert same_state(state_of(streams[0]), state_of(made()))
-    assert Common().to_bytes() == b"" and Part("", made()._state, Common()).origin == ""
+    assert Common().to_bytes() == b"" and origin_of(made()._state, Common()) == ""
 
 
 # ---------------------------------------------------------------------------------------------

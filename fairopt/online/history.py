@@ -174,11 +174,9 @@ class Records:
         if self.keys == made.keys:
             return
         place = {key: r for r, key in enumerate(self.keys)}
-        old = [place.get(key, -1) for key in made.keys]
-        unknown = np.array(old) < 0
-        self.rows = [np.where(unknown, np.nan, row[:, old]) for row in self.rows if row.size] or [
-            np.full((len(COLUMNS), len(made.keys)), np.nan) for _ in self.rows
-        ]
+        old = [place.get(key, -1) for key in made.keys]  # -1: the column of NaN behind them
+        nothing = np.full((len(COLUMNS), 1), np.nan)
+        self.rows = [np.concatenate([row, nothing], 1)[:, old] for row in self.rows]
         self.keys = made.keys
         self.notions = tuple(type(made.rows.constraints[o]).__name__ for o in made.rows.owners)
 

@@ -33,7 +33,7 @@ from fairopt.online.reading import (
     read_predictions,
 )
 from fairopt.online.report import OnlineReport, report_of
-from fairopt.online.sharing import Common, Part, meeting, parts_from, pooled, resumed
+from fairopt.online.sharing import Common, Part, meeting, origin_of, parts_from, pooled, resumed
 from fairopt.online.state import ARRAYS, EXTRAS, State, kernels
 from fairopt.online.workers import gather
 from fairopt.samples import GroupCounts, Groups
@@ -614,7 +614,7 @@ class OnlineParity(torch.nn.Module):
         state = State.restored(made, arrays)
         extras = {name: bytes_of(arrays[name]) if name in arrays else b"" for name in EXTRAS}
         common = Common.from_bytes(self.constraints, extras["common"])
-        origin = origin or Part.loaded("", state, common).origin
+        origin = origin or origin_of(state, common)
         with self._meeting:
             self._begin(state, common, origin, records=extras["history"])
 

@@ -32,7 +32,7 @@ from fairopt.online.layout import Layout, Programme, programme
 from fairopt.online.packing import packed, unpacked
 from fairopt.online.state import ARRAYS, AWAY, PENDING, SEEN, State, kernels
 
-__all__ = ["Common", "Part", "meeting", "parts_from", "pooled", "resumed"]
+__all__ = ["Common", "Part", "meeting", "origin_of", "parts_from", "pooled", "resumed"]
 
 Constraints = tuple[Constraint, ...]
 
@@ -90,7 +90,7 @@ class Part:
         name: what errors call it.
         state: all that it knows.
         common: what of it all knew when they last met.
-        origin: digest of the state that it was loaded from, if not all of that was common.
+        origin: ``origin_of`` the state that it was loaded from, if it was.
     """
 
     name: str
@@ -98,19 +98,22 @@ class Part:
     common: Common
     origin: str = ""
 
-    @classmethod
-    def loaded(cls, name: str, state: State, common: Common) -> Part:
-        """One that goes on from a saved state. Another may go on from the same."""
-        new = not np.array_equal(state.totals, common.state.totals)
-        digest = hashlib.sha256(Common(state).to_bytes()).hexdigest()
-        return cls(name, state, common, digest if new else "")
-
     def to_bytes(self, configuration: Mapping[str, Any]) -> bytes:
         states = {"state": Common(self.state).to_bytes(), "common": self.common.to_bytes()}
         return packed(
             {"configuration": dict(configuration), "origin": self.origin},
             {name: np.frombuffer(each, np.uint8) for name, each in states.items()},
         )
+
+
+def origin_of(state: State, common: Common) -> str:
+    """What only replicas that go on from the same saved state have in common.
+
+    Nothing where all of the state is common already: then any number may go on from it.
+    """
+    if np.array_equal(state.totals, common.state.totals):
+        return ""
+    return hashlib.sha256(Common(state).to_bytes()).hexdigest()
 
 
 def parts_from(constraints: Constraints, data: Sequence[bytes]) -> list[Part]:
