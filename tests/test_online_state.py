@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from streams import meet
 
-from fairopt import DemographicParity, EqualizedOdds, MeanResidual, OnlineParity, ProblemError
+from fairopt import (
+    DemographicParity,
+    EqualizedOdds,
+    MeanResidual,
+    OnlineParity,
+    ProblemError,
+    audit,
+)
 from fairopt.online.sharing import Common, origin_of
 
 PARITY = DemographicParity(0.03)
@@ -333,6 +341,52 @@ def test_a_worker_that_stays_away_or_joins():
     meet(streams)
     assert all(same_state(state_of(streams[0]), state_of(s)) for s in streams)
     assert streams[0].report().samples == 1200
+
+
+def test_serving_does_not_wait_for_the_others(monkeypatch):
+    """While the workers exchange what they know, calls are answered; they count the next time."""
+    stream, other = made(), made()
+    other.run(*drawn(seed=1))
+    stream.run(*drawn(seed=2))
+    alone, (scores, codes) = copy.deepcopy(stream), drawn(30, seed=3)
+    codes = codes + (codes == 2) * 5  # with a group that is new to both
+    served = []
+
+    def exchange(data, group):
+        thread = threading.Thread(target=lambda: served.append(stream.run(scores, codes)))
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive()
+        return [data, other._part("rank 1").to_bytes(other.configuration())]
+
+    monkeypatch.setattr("fairopt.online.module.gather", exchange)
+    stream.synchronize()
+    assert torch.equal(served[0], alone.run(scores, codes))
+    assert stream.report().samples == 630 and stream.report().worst.bound == math.inf
+    monkeypatch.setattr("fairopt.online.module.gather", lambda data, group: [data])
+    stream.synchronize()
+    assert stream.report().samples == 630
+    x = torch.cat([made().run(*drawn(seed=k)) for k in (1, 2)] + served)
+    groups = torch.cat([drawn(seed=1)[1], drawn(seed=2)[1], codes])
+    assert {row.name: row.value for row in stream.report().rows} == pytest.approx(
+        {row.name: row.value for row in audit(x, groups, PARITY).rows}, abs=1e-13
+    )
+
+
+def test_a_failed_exchange_changes_nothing(monkeypatch):
+    stream = shared()
+    before = state_of(stream)
+
+    def lost(data, group):
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr("fairopt.online.module.gather", lost)
+    with pytest.raises(RuntimeError, match="connection closed"):
+        stream.synchronize()
+    assert same_state(before, state_of(stream))
+    stream.run(*drawn(seed=3))
+    stream.reset()
+    assert stream.report().samples == 0
 
 
 def test_nothing_to_share():

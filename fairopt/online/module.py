@@ -523,6 +523,7 @@ class OnlineParity(torch.nn.Module):
             ProblemError: on every worker alike, and all states are as before: configurations or
                 attributes differ, or something would count twice. On this one alone: there is no
                 process group.
+            RuntimeError: from torch, where a worker is gone; the state is as before.
         """
         with self._meeting:
             mine = self._part("")
