@@ -1,13 +1,13 @@
 """The state of a stream in one file: written whole or not at all, and checked when read.
 
 A first line that says what it is, a line of JSON with ``configuration``, ``layout`` and ``arrays``
-(name, dtype and shape of each), the arrays one after another, and the SHA-256 of all that.
+(name, dtype and shape of each), the arrays one after another, and the SHA-256 of all that. Beside
+the state's arrays there may be ``EXTRAS``, of bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Mapping
@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from fairopt.errors import ProblemError
-from fairopt.online.state import ARRAYS, State
+from fairopt.online.packing import packed, unpacked
+from fairopt.online.state import ARRAYS, EXTRAS, State
 
 __all__ = ["differences", "read_state", "write_state"]
 
@@ -26,22 +27,19 @@ DIGEST = hashlib.sha256().digest_size
 
 
 def write_state(
-    path: str | os.PathLike[str], state: State, configuration: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    state: State,
+    configuration: Mapping[str, Any],
+    extras: Mapping[str, np.ndarray],
 ) -> None:
     """Write a file beside the target, force it to the disk, and put it in the target's place.
 
     Raises:
         OSError: it cannot be written; what was there before is still there.
     """
-    arrays = {name: np.ascontiguousarray(each) for name, each in state.arrays().items()}
-    header = {
-        "configuration": dict(configuration),
-        "layout": bytes(state.layout_bytes()).decode(),
-        "arrays": [[name, each.dtype.str, list(each.shape)] for name, each in arrays.items()],
-    }
-    body = MAGIC + json.dumps(header).encode() + b"\n"
-    little = [each.astype(each.dtype.newbyteorder("<")) for each in arrays.values()]
-    body += b"".join(each.tobytes() for each in little)
+    layout = bytes(state.layout_bytes()).decode()
+    header = {"configuration": dict(configuration), "layout": layout}
+    body = MAGIC + packed(header, {**state.arrays(), **extras})
     target = Path(path)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
@@ -85,21 +83,12 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, dict[
             f"{path}: expected the checksum of its contents, got another; the file is torn or was "
             "changed: restore an older one"
         )
-    line, _, rest = body[len(MAGIC) :].partition(b"\n")
     try:
-        header = json.loads(line)
-        arrays, first = {}, 0
-        for name, kind, shape in header["arrays"]:
-            dtype = np.dtype(kind).newbyteorder("<")
-            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            flat = np.frombuffer(rest[first : first + size], dtype)
-            arrays[str(name)] = flat.reshape(shape).astype(dtype.newbyteorder("="))
-            first += size
-        complete = set(arrays) == set(ARRAYS) and first == len(rest)
+        header, arrays = unpacked(body[len(MAGIC) :])
         configuration, layout = dict(header["configuration"]), str(header["layout"])
     except (ValueError, KeyError, TypeError) as error:
         raise ProblemError(f"{path}: expected the state of a stream, got {error}") from error
-    if not complete:
+    if not set(ARRAYS) <= set(arrays) <= {*ARRAYS, *EXTRAS}:
         raise ProblemError(
             f"{path}: expected the arrays {', '.join(ARRAYS)}, got {', '.join(arrays)}; it was "
             "written by another version of fairopt"
