@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairopt import OnlineParity
 from fairopt.datasets import load_adult
+from fairopt.online.sharing import meeting
 
 
 @lru_cache(maxsize=1)
@@ -47,3 +49,11 @@ def running_gap(x: Tensor, groups: Tensor, batch: int) -> np.ndarray:
     gap = np.nan_to_num(np.nanmax(stack, 0) - np.nanmin(stack, 0))
     ends = np.minimum(np.arange(batch, len(values) + batch, batch), len(values)) - 1
     return gap[ends]
+
+
+def meet(streams: list[OnlineParity]) -> None:
+    """What ``synchronize`` does in as many workers, in one process."""
+    parts = [stream._part(f"rank {k}") for k, stream in enumerate(streams)]
+    common = meeting(streams[0].constraints, parts)
+    for stream in streams:
+        stream._begin(common.state.copy(), common)

@@ -70,6 +70,11 @@ def add(commands: Any) -> None:
         help="threads of torch; more hardly pay for so small a network",
     )  # fmt: skip
     demo.add_argument(
+        "--streaming", action="store_true",
+        help="also serve the test rows as a stream, by the paper's online rule and by the pooled "
+        "one, and plot the gap of everything served so far; a few seconds more",
+    )  # fmt: skip
+    demo.add_argument(
         "--output", type=Path, default=Path("fairopt-demo"), metavar="FOLDER", help="for the plots"
     )
     demo.add_argument(
@@ -102,6 +107,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
+        streaming=arguments.streaming,
         limit=arguments.limit,
         repeats=arguments.repeats,
         threads=arguments.threads,
@@ -111,6 +117,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     print()
     try:
         training, tolerance = demo.plot(report, folder)
+        stream = None
+        if report.streaming is not None:
+            stream = demo.plot_streaming(report.streaming, folder / "streaming.png")
     except ImportError as error:
         plots: list[str] = []
         print(f"No plots: {error.name} is not installed. Get it with:  pip install 'fairopt[demo]'")
@@ -118,6 +127,9 @@ def _demo(arguments: argparse.Namespace) -> int:
         plots = [str(training), str(tolerance)]
         print(f"Plots: {training}   (gap and log loss over epochs)")
         print(f"       {tolerance}   (accuracy and log loss against tolerance)")
+        if stream is not None:
+            plots.append(str(stream))
+            print(f"       {stream}   (gap of everything served so far)")
     if arguments.json is not None:
         write_json(report.as_dict() | {"plots": plots}, arguments.json)
         print(f"Figures: {arguments.json}")

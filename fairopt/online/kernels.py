@@ -695,7 +695,7 @@ def positions(scores, codes, table, sorted_codes, cell):
 
 @compiled(inline="always")
 def open_batch(
-    cell, chances, weight, y, v, first, last, expected, sums, pending, totals,
+    cell, chances, weight, y, v, first, last, expected, sums, pending, others, totals,
     sets, index, factor, const_index, const_factor, needs, sides, now, mass, C, found, base,
 ):  # fmt: skip
     """What is known of the pooled rows before a batch has its predictions.
@@ -706,11 +706,19 @@ def open_batch(
     Args:
         cell, chances, weight, y, v: as for ``accumulate``.
         expected: whether y are forecasts.
+        others: ``(Q + 1, K)``, what of the sums other workers steer by; below them, in the first
+            column, its samples; ``None`` where the stream is not shared.
         sets, ..., sides: the arrays of ``fairopt.online.layout.Programme``, as for ``evaluate``.
         now, mass, C, found, base: written.
     """
     K, F = now.shape[1], v.shape[1]
     combined(sums, pending, now)
+    elsewhere = 0.0
+    if others is not None:  # decided when it is compiled: without others it costs nothing
+        elsewhere = others[len(now), 0]
+        for q in range(len(now)):
+            for k in range(K):
+                now[q, k] -= others[q, k]
     for i in range(first, last):
         w = weight[i] if len(weight) > 1 else weight[0]
         for k in range(K) if len(chances) > 0 else range(cell[i], cell[i] + 1):
@@ -725,7 +733,7 @@ def open_batch(
     everything = 0.0
     for k in range(K):
         everything += now[MASS, k]
-    mean_weight = everything / (totals[0] + totals[2] + last - first)
+    mean_weight = everything / (totals[0] + totals[2] - elsewhere + last - first)
     if not mean_weight > 0.0:
         mean_weight = 1.0
     evaluate(
@@ -785,7 +793,7 @@ def close_batch(
 @compiled()
 def stream(
     scores, cell, chances, weight, y, v, batch, single, expected,
-    sums, pending, counts, totals, extent, rows, settings, programme, out,
+    sums, pending, others, counts, totals, extent, rows, settings, programme, out,
 ):  # fmt: skip
     """The pooled rule over all samples in turn, ``batch`` at a time; the state is updated.
 
@@ -794,6 +802,7 @@ def stream(
         cell, chances, weight, y, v: as for ``accumulate``.
         single: whether predictions are rounded to float32.
         expected: whether the targets are forecasts.
+        others: as for ``open_batch``.
         totals: int64, [samples, batches, pending].
         extent: [least, greatest] score seen.
         out: float64 ``(n,)``, written.
@@ -817,7 +826,7 @@ def stream(
     mass = np.empty(len(programme[0]) + 1)
     return steps(
         scores, cell, column, chances, weight, y, v, batch, single, expected, soft, sums, pending,
-        target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
+        others, target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
         const_factor, needs, sides, now, mass, C, found, base, l, u, kappa, offset, dual, A, total,
         free, v_rows, H, d, active, out,
     )  # fmt: skip
@@ -826,7 +835,7 @@ def stream(
 @compiled(_nrt=False)
 def steps(
     scores, cell, column, chances, weight, y, v, batch, single, expected, soft, sums, pending,
-    target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
+    others, target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
     const_factor, needs, sides, now, mass, C, found, base, l, u, kappa, offset, dual, A, total,
     free, v_rows, H, d, active, out,
 ):  # fmt: skip
@@ -843,7 +852,7 @@ def steps(
         last = min(first + batch, n)
         sigma = spread(sums)
         open_batch(
-            cell, chances, weight, y, v, first, last, expected, sums, pending, totals,
+            cell, chances, weight, y, v, first, last, expected, sums, pending, others, totals,
             sets, index, factor, const_index, const_factor, needs, sides, now, mass, C, found, base,
         )  # fmt: skip
         for i in range(first, last):
