@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fairopt.commands import compare, demo, doctor, stream
+from fairopt.commands import bench, compare, demo, doctor, stream
 from fairopt.commands.arguments import INTERRUPTED, USAGE_ERROR
 from fairopt.errors import FairoptError
 
@@ -57,6 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and stop")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, doctor, compare, stream):
+    for module in (demo, doctor, compare, bench, stream):
         module.add(commands)
     return parser

@@ -116,6 +116,10 @@ REFUSED = {
     "NaN in a run": (
         lambda s: s.run(torch.tensor([0.1, 0.2, NAN]), ZERO), "first at index \\(2,\\)",
     ),
+    "what cannot be summed": (lambda s: s(1e101 * GOOD.double(), ZERO), "magnitudes of at most 1e"),
+    "nor such weights": (
+        lambda s: s(GOOD, ZERO, weights=1e51 * GOOD.double()), "weights: expected magnitudes",
+    ),
     "integers": (lambda s: s(ZERO, ZERO), "expected a floating-point tensor"),
     "a list": (lambda s: s([0.1, 0.2, 0.3], ZERO), "expected a tensor, got list"),
     "nothing": (lambda s: s(GOOD[:0], ZERO[:0]), "expected at least one sample"),
@@ -163,6 +167,7 @@ def test_what_is_refused_leaves_the_state_as_it_was(name, feedback):
         ({"unknown_group": "skip"}, "unknown_group: expected 'add' or 'raise'"),
         ({"bounds": (1, 0)}, "expected lower <= upper"),
         ({"bounds": (torch.zeros(3), 1)}, "expected numbers for a stream, got a tensor of shape"),
+        ({"bounds": (0, 1e200)}, "bounds: expected magnitudes of at most"),
         ({"bounds": 1}, "bounds: expected \\(lower, upper\\)"),
     ],
 )
@@ -376,3 +381,17 @@ def test_a_report_names_groups_by_their_labels():
     assert [g.name for g in named.groups][:2] == ["sex: Female | race: a", "sex: Female | race: 5"]
     assert plain.rows[0].name == "sex: 0 vs 1"
     assert [r.value for r in named.rows] == [r.value for r in plain.rows]
+
+
+@pytest.mark.parametrize("feedback", ["pooled", "hard", "batch"])
+def test_the_largest_numbers_leave_a_state_that_can_be_loaded(feedback, tmp_path):
+    stream = OnlineParity(DemographicParity(0.05), bounds=None, feedback=feedback)
+    scores = 1e100 * torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=torch.float64)
+    groups = torch.tensor([0, 1, 0, 1])
+    for _ in range(3):
+        stream(scores, groups, weights=torch.full((4,), 1e50, dtype=torch.float64))
+    assert torch.isfinite(stream.state_dict()["sums"]).all()
+    stream.save(tmp_path / "state")
+    again = OnlineParity(DemographicParity(0.05), bounds=None, feedback=feedback)
+    again.load(tmp_path / "state")
+    assert same_state(state_of(stream), state_of(again))

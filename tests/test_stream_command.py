@@ -628,7 +628,7 @@ BAD = {
     "a field too few": ("0.5,F,1", "expected 4 fields, as in the header, got 3"),
     "a field too many": ("0.5,F,1,1,1", "expected 4 fields, as in the header, got 5"),
     "two lines": ('0.5,"F', "expected a record of CSV on one line"),
-    "too large": ("1e300,F,1,1", "expected numbers whose squares can be summed"),
+    "too large": ("1e300,F,1,1", "scores: expected magnitudes of at most 1e+100"),
     "no text": (b"0.5,\xff,1,1", "expected UTF-8"),
 }
 JSON_BAD = {

@@ -26,6 +26,7 @@ import math
 import numpy as np
 
 from fairopt.compiled import compiled
+from fairopt.online.layout import MOST
 
 __all__ = [
     "AWAY",
@@ -668,7 +669,7 @@ def remember(found, rows, settings, width, y):
 
 @compiled()
 def positions(scores, codes, table, sorted_codes, cell):
-    """The place of each code among the known ones, and whether all scores are finite.
+    """The place of each code among the known ones, and whether all scores can be summed.
 
     Args:
         table: int64, the place of each code below its length, -1 for unknown ones.
@@ -679,7 +680,7 @@ def positions(scores, codes, table, sorted_codes, cell):
         DONE, BAD_SCORE or BAD_CODE, and the first sample that is bad.
     """
     for i in range(len(scores)):
-        if not abs(scores[i]) < np.inf:
+        if not abs(scores[i]) <= MOST:
             return BAD_SCORE, i
         code = np.int64(codes[i])
         if 0 <= code < len(table):

@@ -19,12 +19,14 @@ from fairopt.errors import ProblemError, UnsupportedProblemError
 from fairopt.functionals import OUTCOME, TARGET, Axis, attribute_axis
 from fairopt.tracing import MOST_CELLS, Plan, Terms, Trace, plan, trace
 
-__all__ = ["Layout", "Programme", "labelled", "programme"]
+__all__ = ["MOST", "MOST_WEIGHT", "Layout", "Programme", "labelled", "programme"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 CPU = torch.device("cpu")
+# Of numbers that are squared, and of the weights of squares: a billion of them can be summed.
+MOST, MOST_WEIGHT = 1e100, 1e50
 MASS, TARGETS, FEATURES = 0, 3, 5  # rows of the sums, as in fairopt.online.kernels
 
 

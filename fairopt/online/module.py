@@ -19,7 +19,7 @@ from fairopt.inputs import as_constraints, both, check_bounds, rounded_inwards
 from fairopt.online.counting import count_batch
 from fairopt.online.hard import hard_batch
 from fairopt.online.history import History, Records, check_history
-from fairopt.online.layout import Arrays, Floats, Layout, labelled, programme
+from fairopt.online.layout import MOST, Arrays, Floats, Layout, labelled, programme
 from fairopt.online.paper import paper_batch, theorem
 from fairopt.online.persistence import differences, read_state, write_state
 from fairopt.online.reading import (
@@ -785,6 +785,11 @@ def numbers(bounds: tuple[float | None, float | None] | None) -> tuple[float, fl
         torch.tensor(ends[0], dtype=torch.float64), torch.tensor(ends[1], dtype=torch.float64),
         torch.float64,
     )  # fmt: skip
+    for end in ends:
+        if MOST < abs(end) < math.inf:
+            raise ProblemError(
+                f"bounds: expected magnitudes of at most {MOST:g}, or None for none, got {end:g}"
+            )
     return ends[0], ends[1]
 
 

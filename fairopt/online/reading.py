@@ -14,7 +14,15 @@ from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
 from fairopt.functionals import OUTCOME, Axis
 from fairopt.inputs import as_batch, check_finite, read_weights, wide
-from fairopt.online.layout import Floats, Integers, Layout, Programme, programme
+from fairopt.online.layout import (
+    MOST,
+    MOST_WEIGHT,
+    Floats,
+    Integers,
+    Layout,
+    Programme,
+    programme,
+)
 from fairopt.samples import GroupCounts, Groups, counted, outcome_and_targets, read_groups
 from fairopt.tracing import Plan, plan
 
@@ -125,7 +133,7 @@ def read(
     else:
         cell = cells(ready.axes, arrays, n)
     features = [in_order(continuous[name], problems) for name in ready.features]
-    return Samples(
+    found = Samples(
         ready,
         in_order(flat.double(), problems).astype(np.float64),
         cell,
@@ -135,6 +143,22 @@ def read(
         np.stack(features, 1) if features else np.zeros((n, 0)),
         expected,
     )
+    check_summable("weights", found.weight, MOST_WEIGHT)
+    check_summable("scores", found.scores)
+    check_summable("targets", found.y)
+    for f, name in enumerate(ready.features):
+        check_summable(f"groups[{name!r}]", found.v[:, f])
+    return found
+
+
+def check_summable(name: str, values: Floats, most: float = MOST) -> None:
+    """Raise where squares could run over when a stream of them is summed."""
+    largest = float(np.abs(values).max(initial=0.0))
+    if not largest <= most:
+        raise ProblemError(
+            f"{name}: expected magnitudes of at most {most:g}, so that their squares can be summed "
+            f"without end, got {largest:g}; take other units"
+        )
 
 
 def in_order(tensor: Tensor, problems: int) -> np.ndarray:
@@ -176,6 +200,7 @@ def read_predictions(predictions: Tensor, scores: Tensor) -> Floats:
             "predictions: expected finite values, got NaN or infinity; what was served must be "
             "known to be counted"
         )
+    check_summable("predictions", values)
     return values
 
 

@@ -318,23 +318,17 @@ class Session:
         def tensor(name: str | None) -> Tensor | None:
             return None if name is None else torch.tensor(values[name], dtype=torch.float64)
 
-        scores, targets = torch.tensor(values[columns.score], dtype=torch.float64), None
+        scores = torch.tensor(values[columns.score], dtype=torch.float64)
         targets, weights = tensor(columns.target), tensor(columns.weight)
-        before = {name: each.clone() for name, each in self.parity.state_dict().items()}
-        try:
-            if columns.observed:
-                x = torch.tensor(values[columns.adjusted], dtype=torch.float64)
-                if targets is None:
-                    raise ProblemError("observing needs the column of the targets, got none")
-                self.parity.observe(targets, x, groups, scores=scores, weights=weights)
-            else:
-                x = self.parity.run(
-                    scores, groups, targets, weights=weights, batch_size=self._batch_size
-                )
-            self._check_finite(x)
-        except FairoptError:
-            self.parity.load_state_dict(before)
-            raise
+        if columns.observed:
+            x = torch.tensor(values[columns.adjusted], dtype=torch.float64)
+            if targets is None:
+                raise ProblemError("observing needs the column of the targets, got none")
+            self.parity.observe(targets, x, groups, scores=scores, weights=weights)
+        else:
+            x = self.parity.run(
+                scores, groups, targets, weights=weights, batch_size=self._batch_size
+            )
         self._codes = codes
         found: list[float] = x.tolist()
         return found
@@ -347,15 +341,6 @@ class Session:
                     f"{name}: expected one of the labels declared, {', '.join(known)}, got "
                     f"{shown(label)}; correct it, or declare it in a stream with another state"
                 )
-
-    def _check_finite(self, x: Tensor) -> None:
-        """Raise where sums ran over; such a state could not be loaded again."""
-        state = self.parity.state_dict()
-        numbers = (x, state["sums"], state["pending"], state["rows"][:, :3])
-        if not all(bool(torch.isfinite(each).all()) for each in numbers):
-            raise ProblemError(
-                "expected numbers whose squares can be summed in double precision, got larger ones"
-            )
 
     # -----------------------------------------------------------------------------------------
     # The file
