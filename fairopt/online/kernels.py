@@ -299,17 +299,25 @@ def evaluate(
 
 
 @compiled(inline="always")
-def spread(sums):
-    """Standard deviation of predictions (residuals, where there are targets) within the cells."""
+def variances(sums, mean_weight, variance):
+    """Variance of predictions (residuals, where there are targets) within each cell.
+
+    A cell of few samples says little of its own: each counts two more, of the mean variance.
+    """
     total = 0.0
     mass = 0.0
     for k in range(sums.shape[2]):
         w = sums[0, MASS, k]
+        variance[k] = 0.0
         if w > 0.0:
             d = sums[0, VALUE, k] - sums[0, TARGET, k]
-            total += max(0.0, sums[0, SQUARE, k] - d * d / w)
+            variance[k] = max(0.0, sums[0, SQUARE, k] - d * d / w)
+            total += variance[k]
             mass += w
-    return math.sqrt(total / mass) if mass > 0.0 else 0.0
+    few = 2.0 * mean_weight
+    mean = total / mass if mass > 0.0 else 0.0
+    for k in range(sums.shape[2]):
+        variance[k] = (variance[k] + few * mean) / (sums[0, MASS, k] + few)
 
 
 @compiled(inline="always")
@@ -627,8 +635,16 @@ def descend(
 
 
 @compiled(inline="always")
-def prices(found, rows, settings, width, sigma, l, u, kappa, offset, y):
-    """Sides with their margins, prices, and what the memory moves: the pooled rule's numbers."""
+def prices(
+    now, pending, C, found, rows, settings, width, mean_weight, variance, awaits, l, u, kappa,
+    offset, y
+):  # fmt: skip
+    """Sides with their margins, prices, and what the memory moves: the pooled rule's numbers.
+
+    Args:
+        variance: as ``variances`` has them.
+        awaits: whether what rows compare with targets is uncertain for the pending samples.
+    """
     for r in range(len(found)):
         if found[r, HERE] == 0.0:
             l[r], u[r], kappa[r], offset[r], y[r] = -math.inf, math.inf, 0.0, 0.0, 0.0
@@ -638,11 +654,25 @@ def prices(found, rows, settings, width, sigma, l, u, kappa, offset, y):
         most = settings[MOST_MARGIN] * 0.5 * (high - low)
         if math.isinf(most):
             most = 0.1 * settings[MOST_MARGIN] * width * found[r, REACH]
-        root = math.sqrt(count)
-        noise = sigma * found[r, REACH] / (root * math.sqrt(root))
-        margin = min(settings[MARGIN] * noise, most)
+        ratio = settings[STEP] * math.sqrt(count)
+        # The variance of the value that chance leaves: of all samples, were none moved, over what
+        # the multiplier takes away; and of those whose targets nobody can have answered to.
+        noise = 0.0
+        late = 0.0
+        for k in range(C.shape[2]):
+            a = C[r, 0, k]
+            each = a * a * now[MASS, k]
+            for f in range(1, C.shape[1]):
+                c = C[r, f, k]
+                base = FEATURES + 3 * (f - 1)
+                each += c * c * now[base + 2, k] + 2.0 * a * c * now[base, k]
+            each = max(each, 0.0) * variance[k]
+            noise += each
+            if awaits:
+                late += each * pending[0, MASS, k] / now[MASS, k] if each > 0.0 else 0.0
+        noise = mean_weight * (noise / (1.0 + 2.0 * ratio) + late)
+        margin = min(settings[MARGIN] * math.sqrt(noise), most)
         l[r], u[r] = low + margin, high - margin
-        ratio = settings[STEP] * root
         kappa[r] = ratio / found[r, CURVATURE]
         offset[r] = rows[r, MEMORY] / ratio
         y[r] = rows[r, MULTIPLIER] / found[r, CURVATURE]
@@ -708,6 +738,9 @@ def open_batch(
         expected: whether y are forecasts.
         sets, ..., sides: the arrays of ``fairopt.online.layout.Programme``, as for ``evaluate``.
         now, mass, C, found, base: written.
+
+    Returns:
+        The mean weight of a sample.
     """
     K, F = now.shape[1], v.shape[1]
     combined(sums, pending, now)
@@ -733,6 +766,7 @@ def open_batch(
         found,
     )  # fmt: skip
     values(now, C, found, base)
+    return mean_weight
 
 
 @compiled(inline="always")
@@ -814,12 +848,12 @@ def stream(
     target = pending if expected else sums
     total, free, v_rows, H, d, active = workspace(m, A.shape[1])
     sets, index, factor, const_index, const_factor, needs, sides = programme
-    mass = np.empty(len(programme[0]) + 1)
+    mass, variance = np.empty(len(programme[0]) + 1), np.empty(K)
     return steps(
         scores, cell, column, chances, weight, y, v, batch, single, expected, soft, sums, pending,
         target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
         const_factor, needs, sides, now, mass, C, found, base, l, u, kappa, offset, dual, A, total,
-        free, v_rows, H, d, active, out,
+        free, v_rows, H, d, active, variance, out,
     )  # fmt: skip
 
 
@@ -828,7 +862,7 @@ def steps(
     scores, cell, column, chances, weight, y, v, batch, single, expected, soft, sums, pending,
     target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
     const_factor, needs, sides, now, mass, C, found, base, l, u, kappa, offset, dual, A, total,
-    free, v_rows, H, d, active, out,
+    free, v_rows, H, d, active, variance, out,
 ):  # fmt: skip
     """The batches of ``stream``, in arrays that it has made.
 
@@ -841,8 +875,7 @@ def steps(
     worst = 0.0
     for first in range(0, n, batch):
         last = min(first + batch, n)
-        sigma = spread(sums)
-        open_batch(
+        mean_weight = open_batch(
             cell, chances, weight, y, v, first, last, expected, sums, pending, totals,
             sets, index, factor, const_index, const_factor, needs, sides, now, mass, C, found, base,
         )  # fmt: skip
@@ -850,7 +883,11 @@ def steps(
             extent[0] = min(extent[0], scores[i])
             extent[1] = max(extent[1], scores[i])
         width = settings[RANGE] if settings[RANGE] < math.inf else extent[1] - extent[0]
-        prices(found, rows, settings, width, sigma, l, u, kappa, offset, dual)
+        variances(sums, mean_weight, variance)
+        prices(
+            now, pending, C, found, rows, settings, width, mean_weight, variance, len(y) > 0, l, u,
+            kappa, offset, dual,
+        )  # fmt: skip
         if soft:
             loadings(C, cell, chances, v, first, last, A)
             columns = last - first

@@ -30,10 +30,10 @@ __all__ = ["Feedback", "OnlineParity"]
 Feedback = Literal["pooled", "batch", "hard"]
 
 # The pooled rule's constants; docs/streaming.md says where each comes from. All are pure numbers.
-DEFAULT_STEP = {"pooled": 1.0, "batch": 0.01, "hard": 1.0}
-FORGET = 0.15
-MARGIN = 2.0
-MOST_MARGIN = 0.5
+DEFAULT_STEP = {"pooled": 0.5, "batch": 0.01, "hard": 0.5}
+FORGET = 0.1
+MARGIN = 2.6
+MOST_MARGIN = 1.0
 
 FAST = (torch.float32, torch.float64)
 CODES = (torch.int64, torch.int32, torch.uint8, torch.bool)
