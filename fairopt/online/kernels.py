@@ -69,7 +69,7 @@ HERE, CONSTANT, LOWER, UPPER, CURVATURE, COUNT, REACH, FOUND = 0, 1, 2, 3, 4, 5,
 # What ``positions`` says.
 DONE, BAD_CODE, BAD_SCORE = 0, 1, 2
 # Slots of the settings of the rule.
-STEP, FORGET, MARGIN, MOST_MARGIN, RANGE, LOW, HIGH, SETTINGS = 0, 1, 2, 3, 4, 5, 6, 7
+STEP, INNER, FORGET, MARGIN, RANGE, LOW, HIGH, SETTINGS = 0, 1, 2, 3, 4, 5, 6, 7
 
 NEWTON_STEPS = 40
 DESCENTS = 100
@@ -636,25 +636,30 @@ def descend(
 
 @compiled(inline="always")
 def prices(
-    now, pending, C, found, rows, settings, width, mean_weight, variance, awaits, l, u, kappa,
-    offset, y
+    now, pending, C, found, rows, settings, width, mean_weight, variance, awaits, base, l, u,
+    kappa, offset, y
 ):  # fmt: skip
     """Sides with their margins, prices, and what the memory moves: the pooled rule's numbers.
 
+    Each row has two prices: number r is that beyond its aim, number m + r that beyond its sides.
+
     Args:
         variance: as ``variances`` has them.
-        awaits: whether what rows compare with targets is uncertain for the pending samples.
+        awaits: whether rows compare predictions with targets that are not known yet.
+        base, ..., y: ``(2 m,)``; the first half of ``base`` is copied, all else written.
     """
-    for r in range(len(found)):
+    m = len(found)
+    for r in range(m):
+        base[m + r] = base[r]
+        y[r], y[m + r] = 0.0, 0.0
+        offset[r], offset[m + r] = 0.0, 0.0
+        l[r], u[r] = found[r, LOWER], found[r, UPPER]
+        l[m + r], u[m + r] = l[r], u[r]
+        kappa[r], kappa[m + r] = 0.0, 0.0
         if found[r, HERE] == 0.0:
-            l[r], u[r], kappa[r], offset[r], y[r] = -math.inf, math.inf, 0.0, 0.0, 0.0
             continue
-        count = found[r, COUNT]
-        low, high = found[r, LOWER], found[r, UPPER]
-        most = settings[MOST_MARGIN] * 0.5 * (high - low)
-        if math.isinf(most):
-            most = 0.1 * settings[MOST_MARGIN] * width * found[r, REACH]
-        ratio = settings[STEP] * math.sqrt(count)
+        root = math.sqrt(found[r, COUNT])
+        ratio = settings[INNER] * settings[STEP] * root
         # The variance of the value that chance leaves: of all samples, were none moved, over what
         # the multiplier takes away; and of those whose targets nobody can have answered to.
         noise = 0.0
@@ -664,16 +669,22 @@ def prices(
             each = a * a * now[MASS, k]
             for f in range(1, C.shape[1]):
                 c = C[r, f, k]
-                base = FEATURES + 3 * (f - 1)
-                each += c * c * now[base + 2, k] + 2.0 * a * c * now[base, k]
-            each = max(each, 0.0) * variance[k]
-            noise += each
-            if awaits:
-                late += each * pending[0, MASS, k] / now[MASS, k] if each > 0.0 else 0.0
+                base_f = FEATURES + 3 * (f - 1)
+                each += c * c * now[base_f + 2, k] + 2.0 * a * c * now[base_f, k]
+            if each > 0.0:
+                each *= variance[k]
+                noise += each
+                if awaits:
+                    late += each * pending[0, MASS, k] / now[MASS, k]
         noise = mean_weight * (noise / (1.0 + 2.0 * ratio) + late)
+        most = 0.5 * (u[r] - l[r])
+        if math.isinf(most):
+            most = 0.1 * width * found[r, REACH]
         margin = min(settings[MARGIN] * math.sqrt(noise), most)
-        l[r], u[r] = low + margin, high - margin
+        l[r] += margin
+        u[r] -= margin
         kappa[r] = ratio / found[r, CURVATURE]
+        kappa[m + r] = settings[STEP] * root / found[r, CURVATURE]
         offset[r] = rows[r, MEMORY] / ratio
         y[r] = rows[r, MULTIPLIER] / found[r, CURVATURE]
 
@@ -681,14 +692,15 @@ def prices(
 @compiled(inline="always")
 def remember(found, rows, settings, width, y):
     """Multipliers after a batch, and the memory, which follows them."""
-    for r in range(len(found)):
+    m = len(found)
+    for r in range(m):
         if found[r, HERE] == 0.0:
             continue
-        rows[r, MULTIPLIER] = y[r] * found[r, CURVATURE]
+        rows[r, MULTIPLIER] = (y[r] + y[m + r]) * found[r, CURVATURE]
         root = math.sqrt(found[r, COUNT])
         time = 2.0 * settings[FORGET] * settings[STEP] * max(0.0, root - rows[r, SEEN])
         memory = rows[r, MEMORY]
-        # The identity: by how much the value is beyond its aim.
+        # The identity: by how much the value can be beyond its sides.
         rows[r, AWAY] = (rows[r, MULTIPLIER] - memory) / (settings[STEP] * root)
         memory += (1.0 - math.exp(-time)) * (rows[r, MULTIPLIER] - memory)
         most = width * found[r, REACH]
@@ -841,19 +853,26 @@ def stream(
     now = np.empty((sums.shape[1], K))
     C = np.empty((m, 1 + v.shape[1], K))
     found = np.empty((m, FOUND))
-    base, l, u = np.empty(m), np.empty(m), np.empty(m)
-    kappa, offset, dual = np.empty(m), np.empty(m), np.empty(m)
-    A = np.empty((m, longest if soft else K))
+    base, l, u = np.empty(2 * m), np.empty(2 * m), np.empty(2 * m)
+    kappa, offset, dual = np.empty(2 * m), np.empty(2 * m), np.empty(2 * m)
+    A = np.empty((2 * m, longest if soft else K))
     column = cell[:0] if soft else cell
     target = pending if expected else sums
-    total, free, v_rows, H, d, active = workspace(m, A.shape[1])
+    total, free, v_rows, H, d, active = workspace(2 * m, A.shape[1])
     sets, index, factor, const_index, const_factor, needs, sides = programme
     mass, variance = np.empty(len(programme[0]) + 1), np.empty(K)
+    # Whether sums of targets are in any row's value, as in a mean residual. Where outcomes only
+    # divide samples into cells, most of what is awaited is known: a sample's chances.
+    awaits = False
+    for r in range(m):
+        for j in range(const_factor.shape[1]):
+            if const_factor[r, j] != 0.0 and const_index[r, j, OF] == TARGET:
+                awaits = True
     return steps(
         scores, cell, column, chances, weight, y, v, batch, single, expected, soft, sums, pending,
         target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
         const_factor, needs, sides, now, mass, C, found, base, l, u, kappa, offset, dual, A, total,
-        free, v_rows, H, d, active, variance, out,
+        free, v_rows, H, d, active, variance, awaits, out,
     )  # fmt: skip
 
 
@@ -862,7 +881,7 @@ def steps(
     scores, cell, column, chances, weight, y, v, batch, single, expected, soft, sums, pending,
     target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
     const_factor, needs, sides, now, mass, C, found, base, l, u, kappa, offset, dual, A, total,
-    free, v_rows, H, d, active, variance, out,
+    free, v_rows, H, d, active, variance, awaits, out,
 ):  # fmt: skip
     """The batches of ``stream``, in arrays that it has made.
 
@@ -885,8 +904,8 @@ def steps(
         width = settings[RANGE] if settings[RANGE] < math.inf else extent[1] - extent[0]
         variances(sums, mean_weight, variance)
         prices(
-            now, pending, C, found, rows, settings, width, mean_weight, variance, len(y) > 0, l, u,
-            kappa, offset, dual,
+            now, pending, C, found, rows, settings, width, mean_weight, variance, awaits, base,
+            l, u, kappa, offset, dual,
         )  # fmt: skip
         if soft:
             loadings(C, cell, chances, v, first, last, A)
@@ -896,6 +915,9 @@ def steps(
             for r in range(m):
                 for k in range(K):
                     A[r, k] = C[r, 0, k]
+        for r in range(m):
+            for k in range(columns):
+                A[m + r, k] = A[r, k]
         error = project(
             scores, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, out,
             dual, total, free, v_rows, H, d, active,
