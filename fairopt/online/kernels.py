@@ -645,7 +645,7 @@ def prices(
 
     Args:
         variance: as ``variances`` has them.
-        awaits: whether rows compare predictions with targets that are not known yet.
+        awaits: the share of the pending samples' variance that their forecasts leave.
         base, ..., y: ``(2 m,)``; the first half of ``base`` is copied, all else written.
     """
     m = len(found)
@@ -674,8 +674,7 @@ def prices(
             if each > 0.0:
                 each *= variance[k]
                 noise += each
-                if awaits:
-                    late += each * pending[0, MASS, k] / now[MASS, k]
+                late += awaits * each * pending[0, MASS, k] / now[MASS, k]
         noise = mean_weight * (noise / (1.0 + 2.0 * ratio) + late)
         most = 0.5 * (u[r] - l[r])
         if math.isinf(most):
@@ -861,13 +860,14 @@ def stream(
     total, free, v_rows, H, d, active = workspace(2 * m, A.shape[1])
     sets, index, factor, const_index, const_factor, needs, sides = programme
     mass, variance = np.empty(len(programme[0]) + 1), np.empty(K)
-    # Whether sums of targets are in any row's value, as in a mean residual. Where outcomes only
-    # divide samples into cells, most of what is awaited is known: a sample's chances.
-    awaits = False
+    # How much of the variance of what is awaited nobody knows: all, where targets are in a row's
+    # value, as in a mean residual; about half, where they only divide samples into cells, for which
+    # forecasts are chances.
+    awaits = 0.25
     for r in range(m):
         for j in range(const_factor.shape[1]):
             if const_factor[r, j] != 0.0 and const_index[r, j, OF] == TARGET:
-                awaits = True
+                awaits = 1.0
     return steps(
         scores, cell, column, chances, weight, y, v, batch, single, expected, soft, sums, pending,
         target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
