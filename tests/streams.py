@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairopt import OnlineParity
 from fairopt.datasets import load_adult
 
 
@@ -47,3 +48,29 @@ def running_gap(x: Tensor, groups: Tensor, batch: int) -> np.ndarray:
     gap = np.nan_to_num(np.nanmax(stack, 0) - np.nanmin(stack, 0))
     ends = np.minimum(np.arange(batch, len(values) + batch, batch), len(values)) - 1
     return gap[ends]
+
+
+def regression(seed: int, n: int = 20_000) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions of a regression that favours a group, by three units of 10; groups, targets."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = (torch.rand(n, generator=generator) < 0.3).long()
+    targets = 50 + 10 * torch.randn(n, generator=generator, dtype=torch.float64)
+    noise = torch.randn(n, generator=generator, dtype=torch.float64)
+    return 0.7 * targets + 15 + 4 * noise + 3 * groups, groups, targets
+
+
+def served_late(
+    stream: OnlineParity, scores: Tensor, groups: Tensor, targets: Tensor, delay: int, batch: int
+) -> Tensor:
+    """Serve all; the targets of each sample come ``delay`` samples later, the last at the end."""
+    n, seen, x = len(scores), 0, torch.empty_like(scores)
+    for first in range(0, n, 64):
+        last = min(first + 64, n)
+        part = slice(first, last)
+        x[part] = stream.run(scores[part], groups[part], batch_size=batch)
+        until = n if last == n else max(seen, last - delay)
+        if until > seen:
+            old = slice(seen, until)
+            stream.observe(targets[old], x[old], groups[old], scores=scores[old])
+            seen = until
+    return x

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import adult_scores, order, running_gap
+from streams import adult_scores, order, regression, running_gap, served_late
 
 from fairopt import (
     QP,
@@ -54,7 +54,7 @@ def test_adult_by_sex(batch):
 
 
 @pytest.mark.parametrize(
-    ("on", "most"), [(("race",), 1.95), (("sex", "race"), 1.25)], ids=["race", "both"]
+    ("on", "most"), [(("race",), 1.65), (("sex", "race"), 1.15)], ids=["race", "both"]
 )
 @pytest.mark.parametrize("batch", [1, 64])
 def test_adult_by_race_and_by_both(on, most, batch):
@@ -62,57 +62,41 @@ def test_adult_by_race_and_by_both(on, most, batch):
     chosen = {name: groups[name] for name in on}
     notion = DemographicParity(0.05)
     optimum = change(project(scores, chosen, notion, bounds=(0, 1)), scores)
-    ends, changes = [], []
+    ends, runnings, changes = [], [], []
     for seed in range(ORDERS):
         at = order(seed, len(scores))
         stream = OnlineParity(notion, bounds=(0, 1))
         x = stream.run(scores[at], {k: v[at] for k, v in chosen.items()}, batch_size=batch)
         ends.append(stream.report().worst.excess)
+        gaps = [running_gap(x, codes[at], batch)[-(-2000 // batch) :] for codes in chosen.values()]
+        runnings.append(max(gap.max() for gap in gaps))
         changes.append(change(x, scores[at]))
     assert sum(end <= 0 for end in ends) >= 19 and max(ends) <= 0.001
+    assert sum(running < 0.065 for running in runnings) >= 19
     assert np.mean(changes) <= most * optimum
-
-
-def delayed(stream, scores, groups, targets, delay, batch):
-    """Serve all; the targets of each sample come ``delay`` samples later, the last at the end."""
-    n, seen, served = len(scores), 0, []
-    for first in range(0, n, 64):
-        last = min(first + 64, n)
-        part = slice(first, last)
-        served.append(stream.run(scores[part], groups[part], batch_size=batch))
-        until = n if last == n else max(seen, last - delay)
-        if until > seen:
-            x, old = torch.cat(served), slice(seen, until)
-            stream.observe(targets[old], x[old], groups[old], scores=scores[old])
-            seen = until
-    return torch.cat(served)
 
 
 @pytest.mark.parametrize("batch", [1, 64])
 @pytest.mark.parametrize("delay", [0, 1000])
 def test_equalized_odds_with_labels_that_come_later(delay, batch):
     scores, groups, targets = adult_scores()
-    notion, ends = EqualizedOdds(0.05), []
-    for seed in range(5):
+    notion, ends, changes = EqualizedOdds(0.05), [], []
+    sex = groups["sex"]
+    optimum = change(project(scores, sex, notion, targets, bounds=(0, 1)), scores)
+    for seed in range(10):
         at = order(seed, len(scores))
         stream = OnlineParity(notion, bounds=(0, 1))
-        x = delayed(stream, scores[at], groups["sex"][at], targets[at], delay, batch)
+        x = served_late(stream, scores[at], groups["sex"][at], targets[at], delay, batch)
         found = audit(x, groups["sex"][at], notion, targets[at])
         report = stream.report()
         assert (report.samples, report.pending) == (len(scores), 0)
         assert report.worst.value == pytest.approx(found.worst.value, abs=1e-12)
         ends.append(found.worst.excess)
-    assert audit(scores, groups["sex"], notion, targets).worst.excess > 0.04
-    assert max(ends) <= 0.001 and sum(end <= 0 for end in ends) >= 4
-
-
-def regression(seed, n=20_000):
-    """Predictions of a regression that favours a group, by three units of 10."""
-    generator = torch.Generator().manual_seed(seed)
-    groups = (torch.rand(n, generator=generator) < 0.3).long()
-    targets = 50 + 10 * torch.randn(n, generator=generator, dtype=torch.float64)
-    noise = torch.randn(n, generator=generator, dtype=torch.float64)
-    return 0.7 * targets + 15 + 4 * noise + 3 * groups, groups, targets
+        changes.append(change(x, scores[at]))
+    assert audit(scores, sex, notion, targets).worst.excess > 0.04
+    assert max(ends) <= 0.001 and sum(end <= 0 for end in ends) >= 9
+    # Without labels a shift reaches the wrong outcome too: 1.12 of the optimum, with hindsight.
+    assert np.mean(changes) <= (1.5 if delay else 1.3) * optimum
 
 
 @pytest.mark.parametrize("batch", [1, 64])
@@ -126,14 +110,10 @@ def test_mean_residual_on_a_regression(delay, batch):
         if delay is None:
             stream.run(scores, groups, targets, batch_size=batch)
         else:
-            delayed(stream, scores, groups, targets, delay, batch)
+            served_late(stream, scores, groups, targets, delay, batch)
         ends.append(stream.report().worst.excess / 0.5)
-    if delay is None:
-        assert max(ends) <= 0.02 and sum(end <= 0 for end in ends) >= 9
-    else:
-        # Nothing can answer to the last 1,000 targets: their noise alone moves the mean residual
-        # of a group of 6,000 by 0.014, or 0.03 of the tolerance, in one standard deviation.
-        assert max(ends) <= 0.09 and sum(end <= 0 for end in ends) >= 7
+    # Late targets too: nothing can answer to the last 1,000, and the margin counts their noise.
+    assert max(ends) <= 0.02 and sum(end <= 0 for end in ends) >= 9
 
 
 # ---------------------------------------------------------------------------------------------
