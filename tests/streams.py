@@ -74,3 +74,39 @@ def served_late(
             stream.observe(targets[old], x[old], groups[old], scores=scores[old])
             seen = until
     return x
+
+
+KINDS = (
+    "exchangeable",
+    "by group",
+    "by score",
+    "by score, falling",
+    "shares and scores change",
+    "one group absent at first",
+    "extremes that turn",
+)
+
+
+def orders_of(kind: str, seed: int, n: int) -> tuple[Tensor, Tensor]:
+    """Streams that nature or an adversary may send, of two groups, between 0 and 1."""
+    rng = np.random.default_rng(seed)
+    groups = (rng.random(n) < rng.uniform(0.1, 0.9)).astype(np.int64)
+    scores = rng.beta(2, 3, n) * 0.7 + 0.3 * groups
+    if kind == "by group":
+        at = np.argsort(groups, kind="stable")
+        scores, groups = scores[at], groups[at]
+    elif kind == "by score":
+        at = np.argsort(scores)
+        scores, groups = scores[at], groups[at]
+    elif kind == "by score, falling":
+        at = np.argsort(-scores)
+        scores, groups = scores[at], groups[at]
+    elif kind == "shares and scores change":
+        late = np.arange(n) >= n // 2
+        groups = np.where(late, rng.random(n) < 0.8, rng.random(n) < 0.2).astype(np.int64)
+        scores = np.where(late, 0.6 * rng.random(n) + 0.4 * (1 - groups), 0.5 * scores)
+    elif kind == "one group absent at first":
+        groups[: n // 2] = 0
+    elif kind == "extremes that turn":
+        scores = ((np.arange(n) // rng.integers(1, 200)) % 2 == groups).astype(float)
+    return torch.from_numpy(scores.clip(0, 1)), torch.from_numpy(groups)

@@ -9,7 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import adult_scores, order, regression, running_gap, served_late
+from streams import (
+    KINDS,
+    adult_scores,
+    order,
+    orders_of,
+    regression,
+    running_gap,
+    served_late,
+)
 
 from fairopt import (
     QP,
@@ -119,42 +127,6 @@ def test_mean_residual_on_a_regression(delay, batch):
 # ---------------------------------------------------------------------------------------------
 # What is guaranteed
 # ---------------------------------------------------------------------------------------------
-
-
-def orders_of(kind, seed, n):
-    """Streams that nature or an adversary may send, of two groups, between 0 and 1."""
-    rng = np.random.default_rng(seed)
-    groups = (rng.random(n) < rng.uniform(0.1, 0.9)).astype(np.int64)
-    scores = rng.beta(2, 3, n) * 0.7 + 0.3 * groups
-    if kind == "by group":
-        at = np.argsort(groups, kind="stable")
-        scores, groups = scores[at], groups[at]
-    elif kind == "by score":
-        at = np.argsort(scores)
-        scores, groups = scores[at], groups[at]
-    elif kind == "by score, falling":
-        at = np.argsort(-scores)
-        scores, groups = scores[at], groups[at]
-    elif kind == "shares and scores change":
-        late = np.arange(n) >= n // 2
-        groups = np.where(late, rng.random(n) < 0.8, rng.random(n) < 0.2).astype(np.int64)
-        scores = np.where(late, 0.6 * rng.random(n) + 0.4 * (1 - groups), 0.5 * scores)
-    elif kind == "one group absent at first":
-        groups[: n // 2] = 0
-    elif kind == "extremes that turn":
-        scores = ((np.arange(n) // rng.integers(1, 200)) % 2 == groups).astype(float)
-    return torch.from_numpy(scores.clip(0, 1)), torch.from_numpy(groups)
-
-
-KINDS = (
-    "exchangeable",
-    "by group",
-    "by score",
-    "by score, falling",
-    "shares and scores change",
-    "one group absent at first",
-    "extremes that turn",
-)
 
 
 @pytest.mark.parametrize("kind", KINDS)

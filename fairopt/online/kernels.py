@@ -69,7 +69,7 @@ HERE, CONSTANT, LOWER, UPPER, CURVATURE, COUNT, REACH, FOUND = 0, 1, 2, 3, 4, 5,
 # What ``positions`` says.
 DONE, BAD_CODE, BAD_SCORE = 0, 1, 2
 # Slots of the settings of the rule.
-STEP, INNER, FORGET, MARGIN, RANGE, LOW, HIGH, SETTINGS = 0, 1, 2, 3, 4, 5, 6, 7
+STEP, GENTLE, FORGET, MARGIN, RANGE, LOW, HIGH, SETTINGS = 0, 1, 2, 3, 4, 5, 6, 7
 
 NEWTON_STEPS = 40
 DESCENTS = 100
@@ -659,7 +659,7 @@ def prices(
         if found[r, HERE] == 0.0:
             continue
         root = math.sqrt(found[r, COUNT])
-        ratio = settings[INNER] * settings[STEP] * root
+        ratio = settings[GENTLE] * settings[STEP] * root
         # The variance of the value that chance leaves: of all samples, were none moved, over what
         # the multiplier takes away; and of those whose targets nobody can have answered to.
         noise = 0.0
@@ -681,7 +681,7 @@ def prices(
             most = 0.1 * width * found[r, REACH]
         margin = min(settings[MARGIN] * math.sqrt(noise), most)
         l[r] += margin
-        u[r] -= margin
+        u[r] = max(u[r] - margin, l[r])
         kappa[r] = ratio / found[r, CURVATURE]
         kappa[m + r] = settings[STEP] * root / found[r, CURVATURE]
         offset[r] = rows[r, MEMORY] / ratio

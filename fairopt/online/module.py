@@ -31,7 +31,7 @@ Feedback = Literal["pooled", "batch", "hard"]
 
 # The pooled rule's constants; docs/streaming.md says where each comes from. All are pure numbers.
 DEFAULT_STEP = {"pooled": 1.0, "batch": 0.01, "hard": 1.0}
-INNER = 0.5
+GENTLE = 0.5
 FORGET = 0.05
 MARGIN = 2.5
 
@@ -464,7 +464,7 @@ class OnlineParity(torch.nn.Module):
                 dtype,
             )  # fmt: skip
             found = np.array(
-                [self.step_size, INNER, FORGET, MARGIN, high - low, low, high], np.float64
+                [self.step_size, GENTLE, FORGET, MARGIN, high - low, low, high], np.float64
             )
             self._settings[dtype] = found
         return found
