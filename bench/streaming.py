@@ -134,21 +134,24 @@ def odds(report: Report, delay: int, batch: int, orders: int) -> None:
 
 
 def residuals(report: Report, delay: int, batch: int, streams: int) -> None:
-    notion, ends = MeanResidual(0.5), []
+    notion, ends, changes = MeanResidual(0.5), [], []
     for seed in range(streams):
         scores, groups, targets = regression(seed)
         stream = OnlineParity(notion, bounds=None)
         if delay:
-            served_late(stream, scores, groups, targets, delay, batch)
+            x = served_late(stream, scores, groups, targets, delay, batch)
         else:
-            stream.run(scores, groups, targets, batch_size=batch)
+            x = stream.run(scores, groups, targets, batch_size=batch)
         worst = stream.report().worst
         assert worst is not None
         ends.append(abs(worst.value) / 0.5)
+        best = project(scores, groups, notion, targets, bounds=None)
+        changes.append(float((x - scores).square().mean() / (best - scores).square().mean()))
     name = f"mean residual, targets {f'{delay:,} late' if delay else 'at once'}, b = {batch}"
     report.add(f"{name}: end, of the tolerance", max(ends), at_most=1.02)
     above = sum(end > 1.0 + 1e-12 for end in ends)
     report.add(f"{name}: streams of {streams} that end above it", above, at_most=1)
+    report.add(f"{name}: change", statistics.fmean(changes))
 
 
 def drift(report: Report) -> None:

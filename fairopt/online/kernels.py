@@ -658,12 +658,11 @@ def prices(
         kappa[r], kappa[m + r] = 0.0, 0.0
         if found[r, HERE] == 0.0:
             continue
-        root = math.sqrt(found[r, COUNT])
-        ratio = settings[GENTLE] * settings[STEP] * root
         # The variance of the value that chance leaves: of all samples, were none moved, over what
         # the multiplier takes away; and of those whose targets nobody can have answered to.
         noise = 0.0
         late = 0.0
+        unknown = 0.0
         for k in range(C.shape[2]):
             a = C[r, 0, k]
             each = a * a * now[MASS, k]
@@ -672,9 +671,16 @@ def prices(
                 base_f = FEATURES + 3 * (f - 1)
                 each += c * c * now[base_f + 2, k] + 2.0 * a * c * now[base_f, k]
             if each > 0.0:
-                each *= variance[k]
-                noise += each
-                late += awaits * each * pending[0, MASS, k] / now[MASS, k]
+                share = awaits * pending[0, MASS, k] / now[MASS, k]
+                noise += each * variance[k]
+                late += share * each * variance[k]
+                unknown += share * each
+        # What is not known yet counts for nothing in how firmly the value is held.
+        known = max(0.0, 1.0 - unknown / found[r, CURVATURE])
+        price = settings[STEP] * math.sqrt(known * found[r, COUNT])
+        if price == 0.0:
+            continue
+        ratio = settings[GENTLE] * price
         noise = mean_weight * (noise / (1.0 + 2.0 * ratio) + late)
         most = 0.5 * (u[r] - l[r])
         if math.isinf(most):
@@ -683,7 +689,7 @@ def prices(
         l[r] += margin
         u[r] = max(u[r] - margin, l[r])
         kappa[r] = ratio / found[r, CURVATURE]
-        kappa[m + r] = settings[STEP] * root / found[r, CURVATURE]
+        kappa[m + r] = price / found[r, CURVATURE]
         offset[r] = rows[r, MEMORY] / ratio
         y[r] = rows[r, MULTIPLIER] / found[r, CURVATURE]
 
