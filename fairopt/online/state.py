@@ -53,7 +53,7 @@ class State:
         totals: int64, [samples, batches, samples whose targets are expected].
         extent: [least, greatest] score.
         rows: float64 ``(m, 4)``: multiplier, memory, the root of the count at the last update, and
-            how far the value was from its aim then.
+            how far outside its sides the value can have been then.
         paper: float64, the state of feedback="batch": [multiplier, its largest value, sum over
             batches of size times gap, in two parts].
     """
