@@ -4,13 +4,16 @@
 orders, one default setting for all batch sizes. "end" is the largest pooled gap after the last
 sample, "running" the largest from sample 2,000 on; "change" is the mean squared change over the
 offline optimum of the same scores. And the same for race, for both, for equalized odds with labels
-at once and 1,000 samples late, for a mean residual of 10 simulated streams, for the paper's rule,
+at once and 1,000 samples late, for a mean residual of 20 simulated streams, for the paper's rule,
 and for feedback="hard" (warm-up 256).
 
 "hindsight" is the least change of anyone who knows the whole order in advance, ends at 0.050 and
 runs at most at 0.065 after 2,000 samples (mean of five orders, over the offline optimum). "blind"
 is the same without the running gap, where no label is known when a sample is served. "drift" has
 simulated streams, whose changes are not relative.
+
+And for several workers with equal parts of the samples, who synchronise after a number of samples
+each; "all by all" is what would come of it if each steered by all that is common, not by a share.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from streams import (
     KINDS,
     adult_scores,
+    meet,
     order,
     orders_of,
     regression,
@@ -174,6 +178,37 @@ def drift(report: Report) -> None:
         report.add(f"drift, {kind}: the optimum's", statistics.fmean(optima))
 
 
+def workers(report: Report, count: int, every: int, shares: bool, orders: int) -> None:
+    scores, groups, _ = adult_scores()
+    sex = groups["sex"]
+    optimum = float((project(scores, sex, PARITY, bounds=(0, 1)) - scores).square().mean())
+    ends, runnings, changes = [], [], []
+    for seed in range(orders):
+        at = order(seed, len(scores))
+        streams = [OnlineParity(PARITY, bounds=(0, 1)) for _ in range(count)]
+        parts = [(scores[at[k::count]].split(every), sex[at[k::count]].split(every))
+                 for k in range(count)]  # fmt: skip
+        gaps, change = [], 0.0
+        for turn in range(max(len(s) for s, _ in parts)):
+            for stream, (s, g) in zip(streams, parts, strict=True):
+                if turn < len(s):
+                    x = stream.run(s[turn], g[turn])
+                    change += float((x - s[turn]).square().sum())
+            meet(streams)
+            for stream in streams if not shares else ():
+                stream._state.others = None
+            row = streams[0].report().rows[0]
+            if streams[0].report().samples >= 2000:
+                gaps.append(abs(row.value))
+        ends.append(gaps[-1])
+        runnings.append(max(gaps))
+        changes.append(change / len(scores) / optimum)
+    name = f"{count} workers, every {every}" + ("" if shares else ", all by all")
+    report.add(f"{name}: end", max(ends), at_most=0.051 if shares else None)
+    report.add(f"{name}: running", max(runnings), at_most=0.065 if shares else None)
+    report.add(f"{name}: change", statistics.fmean(changes), at_most=1.5 if shares else None)
+
+
 def speed(report: Report) -> None:
     n = 1_000_000
     scores = torch.rand(n, dtype=torch.float64)
@@ -215,6 +250,9 @@ def main() -> None:
             residuals(report, delay, batch, 20)
     hindsight(report)
     drift(report)
+    for count, every in ((1, 256), (4, 16), (4, 256), (16, 16), (16, 256)):
+        workers(report, count, every, True, 20)
+        workers(report, count, every, False, 5)
     report.save(None if options.no_save else RESULTS)
 
 

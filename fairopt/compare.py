@@ -26,7 +26,7 @@ from fairopt.problem import QP
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["NOTIONS", "Drawn", "draw", "plot"]
+__all__ = ["NOTIONS", "Drawn", "draw", "people", "plot"]
 
 NOTIONS: Mapping[str, Callable[..., Constraint]] = {
     "demographic-parity": DemographicParity,
@@ -69,11 +69,11 @@ class Drawn:
     seed: int = 0
 
 
-def draw(drawn: Drawn) -> tuple[QP, dict[str, Tensor]]:
-    """The problem, and by name the tensors that its gradients reach: scores, tolerance, bounds.
+def people(drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores ``(B, n)``, groups ``(n,)`` and binary targets ``(B, n)``.
 
     Scores lie between 0 and 1, and higher for groups of a higher number, so that parity costs
-    something. Raises ``ProblemError`` where ``formulate`` does.
+    something. Raises ``ProblemError`` if the notion is unknown.
     """
     if drawn.notion not in NOTIONS:
         raise ProblemError(f"notion: expected one of {', '.join(NOTIONS)}, got {drawn.notion!r}")
@@ -84,10 +84,18 @@ def draw(drawn: Drawn) -> tuple[QP, dict[str, Tensor]]:
     groups = torch.arange(drawn.samples) % drawn.groups
     groups = groups[torch.randperm(drawn.samples, generator=generator)]
     targets = torch.randint(0, 2, (drawn.samples,), generator=generator).to(dtype)
-    inputs = {
-        "scores": (0.7 * noise + 0.3 * (groups + 0.5) / drawn.groups).to(dtype),
-        "tolerance": torch.tensor(drawn.tolerance, dtype=dtype),
-    }
+    scores = (0.7 * noise + 0.3 * (groups + 0.5) / drawn.groups).to(dtype)
+    return scores, groups, targets.expand(shape)
+
+
+def draw(drawn: Drawn) -> tuple[QP, dict[str, Tensor]]:
+    """The problem, and by name the tensors that its gradients reach: scores, tolerance, bounds.
+
+    Raises ``ProblemError`` where ``people`` and ``formulate`` do.
+    """
+    scores, groups, targets = people(drawn)
+    dtype = scores.dtype
+    inputs = {"scores": scores, "tolerance": torch.tensor(drawn.tolerance, dtype=dtype)}
     for name, value in zip(("lower", "upper"), drawn.bounds, strict=True):
         if value is not None:
             inputs[name] = torch.tensor(value, dtype=dtype)
@@ -98,7 +106,7 @@ def draw(drawn: Drawn) -> tuple[QP, dict[str, Tensor]]:
         constraint,
         inputs["scores"],
         groups,
-        targets.expand(shape),
+        targets,
         bounds=(inputs.get("lower"), inputs.get("upper")),
     )
     return problem, inputs

@@ -452,11 +452,12 @@ class Batch:
 
     def group(self, family: tuple[str, ...], part: Samples, code: tuple[int, ...]) -> Samples:
         """The group with this code; a code that nobody has makes a group without samples."""
-        label = str(code[0]) if len(code) == 1 else f"({', '.join(map(str, code))})"
-        name = f"{' x '.join(family)}: {label}" + (f" | {part.name}" if part.name else "")
-        conditions = set(part.conditions)
+        words, conditions = [], set(part.conditions)
         for attribute, value in zip(family, code, strict=True):
-            codes = self.axis(("attribute", attribute)).codes
-            position = codes.index(value) if value in codes else -1
-            conditions.add(Condition(("attribute", attribute), position))
+            axis = self.axis(("attribute", attribute))
+            position = axis.codes.index(value) if value in axis.codes else -1
+            words.append(axis.labels[position] if position >= 0 else str(value))
+            conditions.add(Condition(axis.key, position))
+        label = words[0] if len(words) == 1 else f"({', '.join(words)})"
+        name = f"{' x '.join(family)}: {label}" + (f" | {part.name}" if part.name else "")
         return Samples(label, name, frozenset(conditions))

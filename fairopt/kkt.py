@@ -49,17 +49,13 @@ import torch
 from torch import Tensor
 
 from fairopt.clipped import Multipliers, adjoint_rows, clipped_out
+from fairopt.least_norm import RANK, least_norm
 from fairopt.lu import lu_factor
-from fairopt.problem import QP, Problem, SparseRows, compact
+from fairopt.problem import QP, CellRows, Problem, SparseRows
 from fairopt.solution import ROW_PRECISION, Solution
 from fairopt.ties import NONE, carrying, dependent, shortest
 
-__all__ = ["Adjoint", "Gradients", "Reduced", "adjoint", "gradients", "least_norm", "solve_reduced"]
-
-# Singular values below this share of the largest are rank deficiency. Rows are scaled to unit
-# length before, so that true dependence shows as 1e-16 and honest ill-conditioning (weights over
-# six orders of magnitude) as 1e-6.
-RANK = 1e-11
+__all__ = ["Adjoint", "Gradients", "Reduced", "adjoint", "gradients", "solve_reduced"]
 
 
 @dataclass(frozen=True)
@@ -132,27 +128,6 @@ def metric(problem: Problem) -> Tensor:
     return torch.where(d > 0, d, 1.0).unsqueeze(-1).expand(problem.c.shape)  # NaN is not
 
 
-def least_norm(N: Tensor, c: Tensor, e: Tensor | None = None) -> Tensor:
-    """The shortest nu that minimises |N^T nu + c|, on rows of N scaled to unit length: ``(B, m)``.
-
-    Given e, ``(B, m)``, the shortest solution of N (N^T nu + c) = e instead; what of e no nu can
-    reach is left out. Rows of N that are zero get zero.
-    """
-    if N.shape[-2] == 0:
-        return N.new_zeros(N.shape[:-1])
-    length = torch.linalg.vector_norm(N, dim=-1)
-    scale = torch.where(length > 0, 1 / length, 0.0)
-    if N.shape[-2] == 1:
-        nu = -torch.einsum("bmk,bk->bm", N, c) * scale.square()
-        return nu if e is None else nu + e * scale.square()
-    U, S, Vh = torch.linalg.svd(N * scale.unsqueeze(-1), full_matrices=False)
-    inverse = torch.where(S > RANK * S[..., :1], 1 / S, 0.0)
-    z = -(Vh @ c.unsqueeze(-1)).squeeze(-1) * inverse
-    if e is not None:
-        z = z + torch.einsum("bmk,bm->bk", U, e * scale) * inverse.square()
-    return torch.einsum("bmk,bk->bm", U, z) * scale
-
-
 class Reduced(Protocol):
     """A way to solve (*): ``solve_reduced``, or one that knows more of the problem's structure."""
 
@@ -192,8 +167,13 @@ def solve_reduced(
         reaches, the closest that one does.
     """
     rows = problem.rows
-    if isinstance(problem, QP) and not is_definite_diagonal(problem):
-        return solve_dense(problem, active, free, d, right, row_right)
+    if isinstance(problem, QP):
+        if not problem.is_definite_diagonal:
+            return solve_dense(problem, active, free, d, right, row_right)
+        if has_cells(problem):
+            from fairopt.cell_kkt import solve_cells  # and Numba
+
+            return solve_cells(problem, active, free, d, right, row_right)
     inverse = torch.where(free, 1 / d, 0.0)
     N, c = rows.factor(inverse, right)
     N = N * active.unsqueeze(-1)
@@ -208,14 +188,23 @@ def solve_reduced(
     return inverse * rows.transpose_apply(push), nu
 
 
+def has_cells(problem: Problem) -> bool:
+    """Whether there is a compiled way: a definite diagonal P and rows over cells, on the CPU."""
+    return (
+        isinstance(problem, QP)
+        and type(problem.rows) is CellRows
+        and problem.l.is_cpu
+        and problem.shape[1] > 0
+        and problem.is_definite_diagonal
+    )
+
+
 def adjoint(
     problem: QP, solution: Solution, g: Tensor, reduced: Reduced = solve_reduced
 ) -> Adjoint:
     """Solve (*) for dL/dx = g, ``(B, n)``."""
     d = problem.diagonal()
-    active = row_sides(problem, solution, d) != 0
-    free = bound_sides(problem, solution, d) == 0
-    active, free = carriers(problem, solution, active, free)
+    active, free = solution.sides or carriers(problem, solution, d)
     return Adjoint(*reduced(problem, active, free, d, -g.double()))
 
 
@@ -231,21 +220,21 @@ def tight_sides(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
     return upper, lower
 
 
-def carriers(
-    problem: QP, solution: Solution, active: Tensor, free: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Active rows and free variables where several multipliers belong to x.
+def carriers(problem: QP, solution: Solution, d: Tensor) -> tuple[Tensor, Tensor]:
+    """Active rows and free variables, also where several multipliers belong to x.
 
     The solver's multiplier has them all but where several of its zeros at bounds come together
     (``fairopt.clipped``), or tight rows depend on each other (``fairopt.ties``).
     """
+    active = row_sides(problem, solution, d) != 0
+    free = bound_sides(problem, solution, d) == 0
     upper, lower = tight_sides(problem, solution.x)
     bounds = tight_bounds(problem, solution.x)
     weak = free & (bounds[0] | bounds[1])
     extra = (upper | lower) & ~active
     if not bool(weak.any() | extra.any()):  # as a rule; asked once, for a GPU stops to answer
         return active, free
-    d, y = problem.diagonal(), solution.row_dual
+    y = solution.row_dual
     if bool(weak.any()):
         meet = problem.l == problem.u
         sides = upper | meet | (active & (y > 0)), lower | meet | (active & (y < 0))
@@ -263,14 +252,6 @@ def carriers(
         carrying(N, y, active, upper | (active & (y > 0)), lower | (active & (y < 0))),
         free,
     )
-
-
-def is_definite_diagonal(problem: QP) -> bool:
-    """Whether P is held as its diagonal, and all of it is positive."""
-    if not problem.is_diagonal:
-        return False
-    assert isinstance(problem.P, Tensor)
-    return bool((compact(problem.P) > 0).all())
 
 
 def solve_dense(

@@ -16,6 +16,9 @@ from fairopt.errors import ProblemError
 from fairopt.formulate import formulate_around
 from fairopt.inputs import Bounds, as_constraints
 from fairopt.objectives import Objective, check_objective
+from fairopt.online.module import OnlineParity
+from fairopt.online.reading import forecasts
+from fairopt.online.switch import check_stream, is_for_stream
 from fairopt.samples import GroupCounts, Groups
 from fairopt.solution import Solution
 from fairopt.solve import solve_detached
@@ -51,11 +54,30 @@ class FairnessLayer(nn.Module):
             (the sum of all rows' excess, see ``fairopt.elastic``) those nearest to the scores, and
             ``layer.last.exceeded`` says what does not hold and by how much. Everywhere else
             nothing changes.
+        online: a stream with the same constraints (with the same tensors, if there are any) and
+            bounds, for batches that are too small to bound a gap in. In training mode nothing
+            changes: every batch is projected, and the stream stays as it is. In eval mode the
+            stream serves batches of fewer than ``minimum_batch`` samples, and counts the others,
+            which are projected as in training: ``online.report()`` is about everything that was
+            served in eval mode. Each holds its own guarantee: a projected batch within itself, and
+            the stream for all that was served, pooled.
+        minimum_batch: from how many samples on; required with ``online``.
+
+    With ``online``, in eval mode:
+
+    - What the stream serves carries no gradient. What is projected does, as always.
+    - Notions that need targets take the scores for forecasts where ``targets`` is ``None``, also
+      for batches that are projected; ``online.observe`` then is due for all that was served.
+    - A validation set that goes through the layer counts as served: ``online.reset()`` forgets it.
+    - ``missing_group``, ``elastic`` and ``backend`` are of the projected batches.
+    - ``(B, n)`` scores are B batches of n; B > 1 needs n of at least ``minimum_batch``.
+    - ``objective`` is ``"l2"``, there are no ``classes``, and ``bounds`` are numbers.
 
     Attributes:
         last: the last ``Solution``, detached, around the predictions that were returned; ``None``
-            before the first call. Not saved, copied or pickled with the module. With ``"l1"`` and
-            ``"linf"`` it is in the variables of their programs, which ``formulate`` tells.
+            before the first call, and after one that the stream served. Not saved, copied or
+            pickled with the module. With ``"l1"`` and ``"linf"`` it is in the variables of their
+            programs, which ``formulate`` tells.
 
     Shapes:
         scores ``(n,)``, ``(n, 1)`` or ``(B, n)``; groups ``(n,)`` or ``(B, n)``, or a mapping of
@@ -64,6 +86,7 @@ class FairnessLayer(nn.Module):
     """
 
     last: Solution | None
+    online: OnlineParity | None
 
     def __init__(
         self,
@@ -77,6 +100,8 @@ class FairnessLayer(nn.Module):
         smoothing: float = 0.0,
         classes: int | None = None,
         elastic: bool = False,
+        online: OnlineParity | None = None,
+        minimum_batch: int | None = None,
     ) -> None:
         super().__init__()
         check_objective(objective, smoothing)
@@ -89,6 +114,9 @@ class FairnessLayer(nn.Module):
         self.smoothing = smoothing
         self.classes = classes
         self.elastic = check_elastic(elastic, objective, classes)
+        check_stream(online, minimum_batch, self.constraints, bounds, objective, classes)
+        self.online = online
+        self.minimum_batch = minimum_batch
         self.last = None
 
     def forward(
@@ -100,13 +128,41 @@ class FairnessLayer(nn.Module):
         weights: Tensor | None = None,
     ) -> Tensor:
         """Fair predictions; see ``formulate`` for the arguments and ``solve`` for the errors."""
-        x, solution = fair_predictions(
+        if self.minimum_batch is not None and not self.training:
+            return self._serve(scores, groups, targets, weights, self.minimum_batch)
+        x, solution = self._project(scores, groups, targets, weights)
+        self.__dict__["last"] = solution  # not through Module.__setattr__: it costs 5 microseconds
+        return x
+
+    def _serve(
+        self,
+        scores: Tensor,
+        groups: Groups,
+        targets: Tensor | None,
+        weights: Tensor | None,
+        minimum_batch: int,
+    ) -> Tensor:
+        """Eval mode with a stream."""
+        online = self.online
+        assert online is not None
+        solution: Solution | None = None
+        if is_for_stream(scores, minimum_batch):
+            x: Tensor = online(scores, groups, targets, weights=weights)
+        else:
+            known = forecasts(self.constraints, scores, groups) if targets is None else targets
+            x, solution = self._project(scores, groups, known, weights)
+            online.count(x, groups, targets, scores=scores, weights=weights)
+        self.__dict__["last"] = solution
+        return x
+
+    def _project(
+        self, scores: Tensor, groups: Groups, targets: Tensor | None, weights: Tensor | None
+    ) -> tuple[Tensor, Solution]:
+        return fair_predictions(
             self.constraints, scores, groups, targets, self.bounds, weights, self.missing_group,
             self.group_counts, self.backend, self.objective, self.smoothing, self.classes,
             self.elastic,
         )  # fmt: skip
-        self.__dict__["last"] = solution  # not through Module.__setattr__: it costs 5 microseconds
-        return x
 
     def extra_repr(self) -> str:
         notions = ", ".join(map(repr, self.constraints))
@@ -115,7 +171,9 @@ class FairnessLayer(nn.Module):
             given += f", objective={self.objective!r}, smoothing={self.smoothing}"
         if self.classes is not None:
             given += f", classes={self.classes}"
-        return f"{given}, elastic=True" if self.elastic else given
+        if self.elastic:
+            given += ", elastic=True"
+        return given if self.online is None else f"{given}, minimum_batch={self.minimum_batch}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "last": None}

@@ -571,6 +571,17 @@ class QP:
         return isinstance(self.P, Tensor) and self.P.dim() == 2
 
     @property
+    def is_definite_diagonal(self) -> bool:
+        """Whether P is held as its diagonal, and all of it is positive."""
+        if not self.is_diagonal:
+            return False
+        memo = {} if self.memo is None else self.memo
+        if "definite" not in memo:
+            assert isinstance(self.P, Tensor)
+            memo["definite"] = bool((compact(self.P) > 0).all())
+        return bool(memo["definite"])
+
+    @property
     def tensors(self) -> tuple[Tensor, ...]:
         """P, q, the tensors of the rows, l, u, lb, ub: all that gradients can reach."""
         quadratic = self.P if isinstance(self.P, Tensor) else self.P.values

@@ -99,6 +99,8 @@ class Solution:
         context: whatever the backend keeps for its own ``vjp``.
         verified: whether ``fairopt.refine`` found its residual within the promise: ``solve`` then
             does not judge again.
+        sides: active rows, ``(B, m)``, and variables between their bounds, ``(B, n)``, bool, where
+            refinement found them and no multiplier or slack is near zero; else ``None``.
     """
 
     problem: Problem
@@ -110,6 +112,7 @@ class Solution:
     seconds: float = 0.0
     context: Any = None
     verified: bool = False
+    sides: tuple[Tensor, Tensor] | None = None
 
     @cached_property
     def bound_dual(self) -> Tensor:

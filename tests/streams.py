@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fairopt import OnlineParity
 from fairopt.datasets import load_adult
+from fairopt.online.sharing import meeting
 
 
 @lru_cache(maxsize=1)
@@ -110,3 +111,11 @@ def orders_of(kind: str, seed: int, n: int) -> tuple[Tensor, Tensor]:
     elif kind == "extremes that turn":
         scores = ((np.arange(n) // rng.integers(1, 200)) % 2 == groups).astype(float)
     return torch.from_numpy(scores.clip(0, 1)), torch.from_numpy(groups)
+
+
+def meet(streams: list[OnlineParity]) -> None:
+    """What ``synchronize`` does in as many workers, in one process."""
+    parts = [stream._part(f"rank {k}") for k, stream in enumerate(streams)]
+    common = meeting(streams[0].constraints, parts)
+    for stream in streams:
+        stream._begin(common.state.copy(), common)

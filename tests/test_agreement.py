@@ -38,7 +38,8 @@ from fairopt.agreement import Difference
 from fairopt.agreement.degeneracy import standing
 from fairopt.backends import Adjoint, Backend, Capabilities
 from fairopt.backends.numba_ import Numba
-from fairopt.cli import _NOTIONS, main
+from fairopt.cli import main
+from fairopt.commands.compare import NOTIONS as COMPARE_NOTIONS
 from fairopt.compare import NOTIONS, Drawn, draw
 from fairopt.problem import Problem
 
@@ -769,7 +770,7 @@ def test_compare_unusable_arguments(arguments: list[str]) -> None:
     assert stopped.value.code == 2
 
 
-@pytest.mark.parametrize("notion", _NOTIONS)
+@pytest.mark.parametrize("notion", COMPARE_NOTIONS)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_compare_draws_every_notion(
     notion: str, dtype: str, with_toys: None, capsys: pytest.CaptureFixture[str]
@@ -793,7 +794,7 @@ def test_compare_draws_every_notion(
         ]
     )
     assert status == 0, capsys.readouterr().out
-    assert tuple(NOTIONS) == _NOTIONS
+    assert tuple(NOTIONS) == COMPARE_NOTIONS
 
 
 def test_drawn_problems_follow_the_seed() -> None:

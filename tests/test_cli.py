@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,11 @@ from hypothesis import strategies as st
 
 import fairopt
 from fairopt import backends
-from fairopt.cli import _DEMO_NOTIONS, _Progress, main
+from fairopt.cli import main
+from fairopt.commands import demo as demo_command
+from fairopt.datasets import Split
 from fairopt.demo.notions import NOTIONS, group_gaps
+from fairopt.demo.streaming import BATCHES, serve_all
 from fairopt.demo.training import area_under_curve
 
 QUICK = ["demo", "--epochs", "4", "--limit", "4000", "--batch-size", "250", "--repeats", "1"]
@@ -88,11 +92,86 @@ def test_demo_goes_on_without_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr("fairopt.demo.run.SWEEP", ())
-    assert main([*QUICK, "--tolerance", "0.1", "--output", str(tmp_path)]) == 0
+    assert main([*QUICK, "--tolerance", "0.1", "--streaming", "--output", str(tmp_path)]) == 0
     text = capsys.readouterr().out
+    assert "The test rows as a stream" in text
     assert "pip install 'fairopt[demo]'" in text
     assert "tolerance of 0.1" in text
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_demo_streams_only_where_it_is_asked_to(demo: Path) -> None:
+    assert "stream" not in (demo / "stdout.txt").read_text()
+    assert json.loads((demo / "x" / "demo.json").read_text())["streaming"] is None
+    assert not (demo / "streaming.png").exists()
+
+
+def test_demo_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fairopt.demo.run.SWEEP", ())
+    file, plot = tmp_path / "demo.json", tmp_path / "streaming.png"
+    chosen = ["--streaming", "--attributes", "sex", "--json", str(file), "--output", str(tmp_path)]
+    assert main([*QUICK, *chosen]) == 0
+    text = capsys.readouterr().out
+    assert max(len(line) for line in text.splitlines() if "/" not in line) <= 120
+    assert str(plot) in text and plot.read_bytes().startswith(PNG)
+    figures = json.loads(file.read_text())
+    assert figures["plots"][2] == str(plot)
+    streaming = figures["streaming"]
+    runs = {(run["rule"], run["batch_size"]): run for run in streaming["runs"]}
+    for (rule, size), run in runs.items():
+        shown = f"{run['end']:7.4f} {run['largest']:7.4f} {run['change']:6.2f}"
+        (line,) = [line for line in text.splitlines() if line.startswith(rule)]
+        assert shown in line
+        assert run["samples"] == sorted(set(run["samples"])) and run["samples"][-1] == 4000
+        assert all(n % size == 0 or n == 4000 for n in run["samples"])
+        assert run["end"] == run["gap"][-1]
+        if rule == "raw scores":  # nothing is moved; the gap at the end is that of the table
+            assert run["change"] == 0.0
+            assert run["end"] == pytest.approx(
+                figures["models"][0]["history"][-1]["raw"]["gap"]["sex"], abs=1e-9
+            )
+        if rule == "the pooled rule":
+            assert run["end"] <= run["largest"] <= 0.055
+            assert 0.9 < run["change"] < 2.0
+    assert {size for _, size in runs} == set(BATCHES) and len(runs) == 3 * len(BATCHES)
+    # A single prediction has no gap in its batch: it is clipped and nothing else.
+    assert runs["the paper's rule", 1]["end"] > runs["raw scores", 1]["end"] - 0.001
+    assert runs["the paper's rule", 64]["end"] < 0.5 * runs["raw scores", 64]["end"]
+
+
+def stream_of(notion: str, tolerance: float = 0.05) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    sex = (torch.rand(3000, generator=generator) < 0.4).long()
+    scores = (torch.rand(3000, generator=generator) + 0.4 * sex) / 1.4
+    targets = (torch.rand(3000, generator=generator) < scores).float()
+    data = Split(torch.zeros(3000, 0), targets, {"sex": sex})
+    return serve_all(scores, data, [notion], ["sex"], tolerance, (0.0, 1.0), 0)
+
+
+@pytest.mark.parametrize("notion", demo_command.NOTIONS)
+def test_any_notion_of_the_demo_is_streamed(notion: str) -> None:
+    streaming = stream_of(notion)
+    for run in streaming.runs:
+        if run.rule == "the pooled rule":
+            assert run.end <= 0.05
+        if run.rule == "raw scores" and notion not in ("error-parity", "mean-residual"):
+            assert run.end > 0.2  # these two hold by themselves
+    assert ("label" in str(streaming)) == NOTIONS[notion].needs_targets
+    papers = [run for run in streaming.runs if run.rule == "the paper's rule"]
+    if notion == "impact-ratio":
+        assert not papers
+        assert "The paper's rule is left out. constraints: feedback='batch'" in str(streaming)
+    else:
+        assert len(papers) == len(BATCHES) and streaming.left_out is None
+
+
+def test_a_stream_that_needs_no_change_says_so() -> None:
+    streaming = stream_of("demographic-parity", tolerance=1.0)
+    assert streaming.optimum == 0.0
+    assert all(run.change is None for run in streaming.runs)
+    assert "which changes nothing" in " ".join(str(streaming).split())
 
 
 @pytest.mark.parametrize(
@@ -160,7 +239,7 @@ class _Terminal(io.StringIO):
 
 def test_progress_rewrites_one_line_on_a_terminal() -> None:
     stream = _Terminal()
-    progress = _Progress(stream)
+    progress = demo_command.Progress(stream)
     progress("one", False)
     progress("two", True)
     assert stream.getvalue() == "\r\x1b[Kone\r\x1b[Ktwo\n"
@@ -194,15 +273,15 @@ def test_gaps_are_those_of_the_groups_present() -> None:
         "mean-residual": (-0.1 + 0.7) / 2 - (-0.9 + 0.5) / 2,
         "impact-ratio": 1 - 0.2 / 0.7,
     }
-    for notion in _DEMO_NOTIONS:
+    for notion in demo_command.NOTIONS:
         gaps = group_gaps(predictions, targets, groups, [notion], ["two", "one"])
         assert gaps == {"two": pytest.approx(expected[notion], abs=1e-7), "one": 0.0}, notion
-    assert tuple(NOTIONS) == _DEMO_NOTIONS
+    assert tuple(NOTIONS) == demo_command.NOTIONS
     both = group_gaps(predictions, targets, groups, ["equal-opportunity", "error-parity"], ["two"])
     assert both["two"] == pytest.approx(0.3, abs=1e-7)
 
 
-@pytest.mark.parametrize("notion", _DEMO_NOTIONS)
+@pytest.mark.parametrize("notion", demo_command.NOTIONS)
 def test_demo_holds_any_notion(
     notion: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

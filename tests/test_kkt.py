@@ -15,7 +15,7 @@ from torch.autograd import gradcheck
 
 from fairopt import QP, DenseRows, Solution, SparseRows, Status, solve
 from fairopt.backends import Backend, Capabilities
-from fairopt.kkt import least_norm
+from fairopt.least_norm import least_norm
 from fairopt.problem import Problem
 
 

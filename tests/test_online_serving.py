@@ -328,3 +328,51 @@ def test_the_report_is_a_table_and_plain_data():
     found = stream.report().to_dict()
     assert found["rows"][0]["name"] == "group: 0 vs 1" and found["batch_gap"] is None
     assert found["groups"][1]["samples"] == int((sample()[1] == 1).sum())
+
+
+# ---------------------------------------------------------------------------------------------
+# Files and reports
+# ---------------------------------------------------------------------------------------------
+
+
+def test_a_state_can_be_loaded_right_after_targets_were_observed(tmp_path):
+    scores, groups = sample()
+    stream, other = (OnlineParity(EqualizedOdds(0.05), bounds=(0, 1)) for _ in range(2))
+    x = stream.run(scores, groups)
+    stream.observe((scores > 0.5).double(), x, groups, scores=scores)
+    stream.save(tmp_path / "state")
+    other.load(tmp_path / "state")
+    assert same_state(stream.state_dict(), other.state_dict())
+    other.load_state_dict(stream.state_dict())
+    assert torch.equal(other.run(scores, groups), stream.run(scores, groups))
+
+
+def test_notes_are_kept_with_the_state(tmp_path):
+    stream = parity()
+    stream(*sample())
+    notes = {"offset": 12345, "of": ["a", "ü", None]}
+    stream.save(tmp_path / "state", notes=notes)
+    assert parity().load(tmp_path / "state") == notes
+    before = (tmp_path / "state").read_bytes()
+    for bad in ({"a": {1, 2}}, {"a": NAN}):
+        with pytest.raises(ProblemError, match="notes: expected what JSON can hold"):
+            stream.save(tmp_path / "state", notes=bad)
+    assert [p.name for p in tmp_path.iterdir()] == ["state"]
+    assert (tmp_path / "state").read_bytes() == before
+    stream.save(tmp_path / "state")
+    assert parity().load(tmp_path / "state") == {}
+
+
+def test_a_report_names_groups_by_their_labels():
+    scores, groups = sample()
+    stream = OnlineParity(
+        [DemographicParity(0.05, "sex"), DemographicParity(0.05, ("sex", "race"))], bounds=(0, 1)
+    )
+    stream.run(scores, {"sex": groups, "race": torch.where(scores > 0.5, 5, 1)})
+    plain = stream.report()
+    named = stream.report(labels={"sex": ["Female", "Male"], "race": ["-", "a"]})
+    assert named.rows[0].name == "sex: Female vs Male"
+    assert named.rows[1].name == "sex x race: (Female, a) vs (Female, 5)"
+    assert [g.name for g in named.groups][:2] == ["sex: Female | race: a", "sex: Female | race: 5"]
+    assert plain.rows[0].name == "sex: 0 vs 1"
+    assert [r.value for r in named.rows] == [r.value for r in plain.rows]

@@ -234,6 +234,38 @@ def test_history_does_not_show_in_the_answer() -> None:
         torch.testing.assert_close(a.row_dual, b.row_dual, rtol=0, atol=1e-12)
 
 
+def test_the_next_batch_starts_from_what_rows_cost_in_the_last() -> None:
+    """At a solution that start is the solution, whatever the solver had before."""
+    generator = torch.Generator().manual_seed(0)
+
+    def next_problem() -> QP:
+        groups = torch.randint(0, 2, (2000,), generator=generator)
+        scores = torch.rand(2000, generator=generator, dtype=torch.float64) * 0.8 + 0.2 * groups
+        found = formulate(DemographicParity(0.02), scores, groups, bounds=(0, 0.9))
+        assert isinstance(found, QP)
+        return found
+
+    problem = next_problem()
+    exact = solve(problem, backend="numba")
+    form = Standard(problem).scaled(0)
+    x, y = form.start(exact.row_dual[0].numpy())
+    torch.testing.assert_close(torch.from_numpy(form.s * x), exact.x[0], rtol=0, atol=1e-13)
+    A = form.A_pattern.matrix(form.A)
+    assert np.abs(x + form.q + A.T @ y).max() < 1e-14
+    outside = np.maximum(A @ x - form.u, form.l - A @ x)
+    assert outside.max() < 1e-13
+    assert np.abs(y[1:][outside[1:] < -1e-9]).max() == 0
+
+    used = OSQP()
+    solve(problem, backend=used)
+    kept = fresh = 0
+    for _ in range(5):
+        problem = next_problem()
+        kept += solve(problem, backend=used).iterations[0]
+        fresh += solve(problem, backend=OSQP()).iterations[0]
+    assert kept < fresh
+
+
 def test_a_failure_leaves_no_workspace_behind() -> None:
     backend = OSQP()
     groups = torch.arange(60) % 3

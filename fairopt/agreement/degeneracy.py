@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from fairopt.agreement.parameters import row_word
-from fairopt.kkt import RANK, metric
+from fairopt.kkt import metric
+from fairopt.least_norm import RANK
 from fairopt.problem import LP, QP, Problem, SparseRows, compact
 
 __all__ = ["Standing", "standing"]

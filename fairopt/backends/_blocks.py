@@ -15,7 +15,8 @@ from fairopt.backends._projection import CONVERGED, INFEASIBLE
 from fairopt.backends._threads import in_parallel
 from fairopt.block_rows import BlockRows
 from fairopt.errors import UnsupportedProblemError
-from fairopt.kkt import Adjoint, least_norm
+from fairopt.kkt import Adjoint
+from fairopt.least_norm import least_norm
 from fairopt.problem import QP, compact, is_uniform, trusted
 from fairopt.solution import ROW_PRECISION, Solution, Status
 from fairopt.ties import carrying

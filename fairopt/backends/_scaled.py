@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from fairopt.backends._columns import cell_entries, columns, priced
 from fairopt.problem import QP, CellRows, DenseRows, SparseRows
 
 __all__ = ["Pattern", "Scaled", "Standard"]
@@ -38,10 +39,15 @@ class Pattern:
     def of(shape: tuple[int, int], start: Array, row: Array) -> Pattern:
         return Pattern(shape, start.astype(np.int32).tobytes(), row.astype(np.int32).tobytes())
 
+    @property
+    def arrays(self) -> tuple[Array, Array]:
+        """Start of each column, and the row of each entry; read-only."""
+        return np.frombuffer(self.start, np.int32), np.frombuffer(self.row, np.int32)
+
     def matrix(self, values: Array) -> Any:
         """The SciPy matrix with these values."""
-        start, row = (np.frombuffer(part, np.int32).copy() for part in (self.start, self.row))
-        return sparse.csc_matrix((values, row, start), shape=self.shape)
+        start, row = self.arrays
+        return sparse.csc_matrix((values, row.copy(), start.copy()), shape=self.shape)
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Scaled:
         P, A: the values that stand in the patterns; of P the upper triangle.
         s: x = s z, ``(n,)``.
         t: a row's multiplier is t times that of the scaled row, ``(m,)``.
+        is_diagonal: whether P is, which is then 1.
     """
 
     P_pattern: Pattern
@@ -63,6 +70,15 @@ class Scaled:
     u: Array
     s: Array
     t: Array
+    is_diagonal: bool
+
+    def start(self, price: Array) -> tuple[Array, Array]:
+        """x and y that the multipliers ``(m,)`` of the rows, in the problem's units, lead to."""
+        assert self.is_diagonal
+        found: tuple[Array, Array] = priced(
+            *self.A_pattern.arrays, self.A, self.q, self.l, self.u, price / self.t
+        )
+        return found
 
 
 class Standard:
@@ -72,55 +88,34 @@ class Standard:
         self.problem = problem
         self.m, self.n = problem.shape[1:]
         self.root = np.sqrt(problem.diagonal().numpy())
-        self.q, self.l, self.u, self.lb, self.ub = (
-            t.double().numpy() for t in (problem.q, problem.l, problem.u, problem.lb, problem.ub)
-        )
+        # Contiguous, so that what reads them is compiled once.
+        self.vectors = [
+            np.ascontiguousarray(each.numpy(), np.float64)
+            for each in (problem.q, problem.l, problem.u, problem.lb, problem.ub)
+        ]
 
     def scaled(self, b: int) -> Scaled:
         """Problem b of the batch."""
-        m, n, root = self.m, self.n, self.root[b]
-        inverse = 1 / root
-        row, column, values = self.entries(b)
-        values = values * inverse[column]
-        length = np.sqrt(np.bincount(row, values * values, m))
-        length[length == 0] = 1.0
-        q = self.q[b] * inverse
-        l, u = self.l[b] / length, self.u[b] / length
-        lb, ub = self.lb[b] * root, self.ub[b] * root
-        unit = max(
-            np.abs(q).max(),
-            *(np.maximum(low, -high).max(initial=0.0) for low, high in ((l, u), (lb, ub))),
+        root, n = self.root[b], self.n
+        start, rows, A, q, l, u, length, unit = columns(
+            *map(np.ascontiguousarray, self.entries(b)), root, *(each[b] for each in self.vectors)
         )
-        unit = unit if unit > 0 else 1.0
-
-        # Columns: the entries of the rows, then that of the variable's own bounds if it has any.
-        bounded = np.isfinite(lb) | np.isfinite(ub)
-        before = np.cumsum(bounded) - bounded
-        start = np.zeros(n + 1, np.int64)
-        np.cumsum(np.bincount(column, minlength=n) + bounded, out=start[1:])
-        place, last = np.arange(len(row)) + before[column], start[1:][bounded] - 1
-        rows, A = np.empty(start[-1], np.int64), np.ones(start[-1])
-        rows[place], rows[last] = row, m + np.arange(len(last))
-        A[place] = values / length[row]
-        P_pattern, P = self.quadratic(b, inverse)
+        inverse = 1 / root
         return Scaled(
-            P_pattern, P, q / unit, Pattern.of((m + len(last), n), start, rows), A,
-            np.concatenate([l, lb[bounded]]) / unit, np.concatenate([u, ub[bounded]]) / unit,
-            inverse * unit, unit / length,
+            *self.quadratic(b, inverse), q, Pattern.of((len(l), n), start, rows), A, l, u,
+            inverse * unit, unit / length, self.problem.is_diagonal,
         )  # fmt: skip
 
     def entries(self, b: int) -> tuple[Array, Array, Array]:
         """Row, column and value of all entries of A that are not zero, column by column."""
         rows = self.problem.rows
         if isinstance(rows, CellRows):
-            C, cell = rows.coefficient[b].double().numpy(), rows.cell[b].numpy()
-            there, at = C.T.nonzero()  # by cells
-            count = np.bincount(there, minlength=C.shape[1])
-            first = np.cumsum(count) - count
-            column = np.repeat(np.arange(self.n), count[cell])
-            ahead = np.cumsum(count[cell]) - count[cell]
-            row = at[first[cell[column]] + np.arange(len(column)) - ahead[column]]
-            return row, column, C[row, cell[column]] * rows.weight[b].double().numpy()[column]
+            found: tuple[Array, Array, Array] = cell_entries(
+                np.ascontiguousarray(rows.coefficient[b].numpy(), np.float64),
+                np.ascontiguousarray(rows.cell[b].numpy(), np.int64),
+                np.ascontiguousarray(rows.weight[b].numpy(), np.float64),
+            )
+            return found
         if not isinstance(rows, DenseRows):
             row, column, order = self.order
             return row, column, self.sparse.values[b].double().numpy()[order]

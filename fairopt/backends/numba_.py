@@ -22,7 +22,8 @@ from fairopt.backends._threads import each, in_parallel
 from fairopt.backends.base import Backend, Capabilities
 from fairopt.block_rows import BlockRows
 from fairopt.errors import ProblemError, UnsupportedProblemError
-from fairopt.kkt import Adjoint, least_norm
+from fairopt.kkt import Adjoint
+from fairopt.least_norm import least_norm
 from fairopt.memory import empty
 from fairopt.partitions import PartitionedRows
 from fairopt.problem import QP, CellRows, Problem, cell_factor, trusted

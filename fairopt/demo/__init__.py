@@ -22,11 +22,27 @@ and ones, for which the log loss is infinite where they are wrong. Clamping insi
 score predictions that nobody made; bounds of the projection itself keep loss, predictions and
 guarantee about one and the same numbers. A confident right prediction loses about 0.001 nats by it.
 
+If asked to, it also serves the test rows as a stream, one or a few at a time, by the paper's rule
+and by the pooled one of ``OnlineParity``, and follows the gap in all that was served.
+
 ``run_demo`` returns the figures as a ``Report`` and prints nothing; its command: ``fairopt demo``.
 """
 
-from fairopt.demo.plots import plot
+from fairopt.demo.plots import plot, plot_streaming
 from fairopt.demo.report import Epoch, Model, Quality, Report, Settings, SweepPoint
 from fairopt.demo.run import run_demo
+from fairopt.demo.streaming import Streamed, Streaming
 
-__all__ = ["Epoch", "Model", "Quality", "Report", "Settings", "SweepPoint", "plot", "run_demo"]
+__all__ = [
+    "Epoch",
+    "Model",
+    "Quality",
+    "Report",
+    "Settings",
+    "Streamed",
+    "Streaming",
+    "SweepPoint",
+    "plot",
+    "plot_streaming",
+    "run_demo",
+]

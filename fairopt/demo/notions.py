@@ -36,14 +36,14 @@ class Offered:
     """One notion.
 
     Attributes:
-        make: the constraint of a tolerance and an attribute.
+        make: the constraint of a tolerance and an attribute, or a tuple for intersections.
         words: what it says, with a place for the tolerance.
         needs_targets: whether it speaks of outcomes.
         gap: of predictions, targets and group codes, all ``(n,)``; the notion holds if the gap is
             at most the tolerance.
     """
 
-    make: Callable[[float, str], Constraint]
+    make: Callable[[float, str | tuple[str, ...]], Constraint]
     words: str
     needs_targets: bool
     gap: Gap

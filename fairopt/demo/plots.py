@@ -1,4 +1,4 @@
-"""The two plots of the demo."""
+"""The plots of the demo."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fairopt.demo.report import Quality, Report
+from fairopt.demo.streaming import Streaming
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot"]
+__all__ = ["plot", "plot_streaming"]
 
 # From the palette of Okabe and Ito, whose colours stay apart for colour-blind readers; markers and
 # dashes say the same again without colour.
@@ -29,6 +30,12 @@ _STYLES: dict[str, dict[str, Any]] = {
         "markerfacecolor": "none",
     },
     "fairness layer": {"color": "#0072B2", "marker": "o", "linestyle": "-", "markersize": 4},
+}
+_RULES: dict[str, dict[str, Any]] = {
+    # On top: where the paper's rule moves nothing, both show.
+    "raw scores": {"color": "#000000", "linestyle": ":", "zorder": 3},
+    "the paper's rule": {"color": "#E69F00", "linestyle": (0, (5, 1.5))},
+    "the pooled rule": {"color": "#0072B2", "linestyle": "-"},
 }
 _BEFORE_LAYER: dict[str, Any] = {"color": "#56B4E9", "marker": "", "linestyle": ":"}
 _LIMIT: dict[str, Any] = {
@@ -140,3 +147,46 @@ def _plot_tolerance(report: Report) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     return figure
+
+
+def plot_streaming(streaming: Streaming, path: Path) -> Path:
+    """Save the pooled gap over time as a PNG file, a panel for each size of batches.
+
+    Raises:
+        ImportError: matplotlib is not installed; ``pip install 'fairopt[demo]'`` brings it.
+    """
+    from matplotlib.ticker import StrMethodFormatter
+
+    sizes = sorted({run.batch_size for run in streaming.runs})
+    last = max(run.samples[-1] for run in streaming.runs)
+    figure, axes = _figure(
+        len(sizes),
+        "The gap of everything served so far",
+        f"{', '.join(streaming.notions)} on {' and on '.join(streaming.attributes)}; {last:,} "
+        "predictions of one model in random order.\n"
+        "The paper's rule bounds gaps within batches, the pooled rule the gap that is shown.",
+    )
+    top = max(1.75 * max(run.end for run in streaming.runs), 2.0 * streaming.tolerance, 1e-3)
+    for ax, size in zip(axes, sizes, strict=True):
+        ax.axhspan(0.0, streaming.tolerance, color=_LIMIT["color"], alpha=0.08, linewidth=0)
+        ax.axhline(streaming.tolerance, **_LIMIT, label=f"tolerance {streaming.tolerance:g}")
+        for run in streaming.runs:
+            if run.batch_size == size:
+                style = {"linewidth": 1.6, **_RULES[run.rule]}
+                ax.plot(run.samples, run.gap, label=run.rule, **style)
+        ax.set_title(
+            "single predictions" if size == 1 else f"batches of {size}", loc="left", fontsize=11
+        )
+        ax.set_xscale("log")
+        ax.set_xlim(10, last)
+        ax.set_ylim(0.0, top)
+        ax.set_xlabel("predictions served")
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        ax.tick_params(labelleft=ax is axes[0])
+    axes[0].set_ylabel("largest gap between two groups")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=9
+    )
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    return path

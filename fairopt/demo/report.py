@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fairopt.demo.notions import NOTIONS
+from fairopt.demo.streaming import Streaming
 
 __all__ = ["ROUNDING", "Epoch", "Model", "Quality", "Report", "Settings", "SweepPoint"]
 
@@ -30,6 +31,7 @@ class Settings:
         batch_size: samples per training batch; each batch keeps the group proportions.
         seed: decides the network's first weights and the batches.
         limit: if given, only so many training and test rows, drawn in proportion.
+        streaming: whether the test rows are also served as a stream.
         repeats: networks per point of the tolerance plot, with consecutive seeds.
         threads: threads of torch while the demo runs. For so small a network a second one gains a
             fifth on an idle machine, and where cores are shared it can cost a hundredfold, as
@@ -44,6 +46,7 @@ class Settings:
     batch_size: int = 1024
     seed: int = 0
     limit: int | None = None
+    streaming: bool = False
     repeats: int = 3
     threads: int = 1
 
@@ -143,6 +146,7 @@ class Report:
         models: the rows of the table.
         unconstrained: the unconstrained networks that ``sweep`` compares with, one per seed.
         sweep: the tolerance plot.
+        streaming: the test rows as a stream; ``None`` where none was asked for.
         warm_up_seconds: until the backend answered its first call; compilation is in it.
         seconds: all of it, without drawing.
     """
@@ -154,6 +158,7 @@ class Report:
     models: Sequence[Model]
     unconstrained: Sequence[Quality]
     sweep: Sequence[SweepPoint]
+    streaming: Streaming | None
     warm_up_seconds: float
     seconds: float
 
@@ -211,6 +216,8 @@ def _table(report: Report) -> str:
             f"{gaps}   {model.worst_excess:8.1e}   {model.seconds_per_epoch:7.2f}  {share:>5}"
         )
     lines += ["", *_explanations(report), "", *_verdict(report)]
+    if report.streaming is not None:
+        lines += ["", str(report.streaming)]
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ import fairopt
 from fairopt.datasets import Adult, Split, load_adult
 from fairopt.demo.notions import NOTIONS, check_choice
 from fairopt.demo.report import Epoch, Model, Quality, Report, Settings, SweepPoint
+from fairopt.demo.streaming import serve_all
 from fairopt.demo.training import (
     BOUNDS,
     Training,
@@ -101,6 +102,13 @@ def _run(settings: Settings, progress: Progress) -> Report:
         *known_when_serving(raw, adult.test, settings),
         bounds=BOUNDS,
     )
+    streaming = None
+    if settings.streaming:
+        progress("serving the test rows as a stream", True)
+        streaming = serve_all(
+            raw, adult.test, settings.notions, settings.attributes, settings.tolerance, BOUNDS,
+            settings.seed,
+        )  # fmt: skip
     return Report(
         settings=settings,
         environment={
@@ -119,6 +127,7 @@ def _run(settings: Settings, progress: Progress) -> Report:
         ),
         unconstrained=tuple(quality(trained[None, seed].raw[-1]) for seed in seeds),
         sweep=tuple(sweep),
+        streaming=streaming,
         warm_up_seconds=warm_up_seconds,
         seconds=time.perf_counter() - began,
     )

@@ -34,7 +34,7 @@ class Opened:
         compiled = kernels()
         compiled.open_batch(
             samples.cell, samples.chances, samples.weight, samples.y, samples.v, 0, n,
-            samples.expected, state.sums, state.pending, state.totals, *arrays,
+            samples.expected, state.sums, state.pending, state.others, state.totals, *arrays,
             np.empty(state.sums.shape[1:]), np.empty(len(arrays.sets) + 1), self.C, self.found,
             self.base,
         )  # fmt: skip

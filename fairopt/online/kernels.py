@@ -636,7 +636,7 @@ def descend(
 
 @compiled(inline="always")
 def prices(
-    now, pending, C, found, rows, settings, width, mean_weight, variance, awaits, base, l, u,
+    now, sums, pending, C, found, rows, settings, width, mean_weight, variance, awaits, base, l, u,
     kappa, offset, y
 ):  # fmt: skip
     """Sides with their margins, prices, and what the memory moves: the pooled rule's numbers.
@@ -671,7 +671,8 @@ def prices(
                 base_f = FEATURES + 3 * (f - 1)
                 each += c * c * now[base_f + 2, k] + 2.0 * a * c * now[base_f, k]
             if each > 0.0:
-                share = awaits * pending[0, MASS, k] / now[MASS, k]
+                served = sums[0, MASS, k] + pending[0, MASS, k]
+                share = awaits * pending[0, MASS, k] / served if served > 0.0 else 0.0
                 noise += each * variance[k]
                 late += share * each * variance[k]
                 unknown += share * each
@@ -706,7 +707,8 @@ def remember(found, rows, settings, width, y):
         time = 2.0 * settings[FORGET] * settings[STEP] * max(0.0, root - rows[r, SEEN])
         memory = rows[r, MEMORY]
         # The identity: by how much the value can be beyond its sides.
-        rows[r, AWAY] = (rows[r, MULTIPLIER] - memory) / (settings[STEP] * root)
+        both = (1.0 + settings[GENTLE]) * settings[STEP] * root
+        rows[r, AWAY] = (rows[r, MULTIPLIER] - memory) / both
         memory += (1.0 - math.exp(-time)) * (rows[r, MULTIPLIER] - memory)
         most = width * found[r, REACH]
         rows[r, MEMORY] = min(max(memory, -most), most)
@@ -742,7 +744,7 @@ def positions(scores, codes, table, sorted_codes, cell):
 
 @compiled(inline="always")
 def open_batch(
-    cell, chances, weight, y, v, first, last, expected, sums, pending, totals,
+    cell, chances, weight, y, v, first, last, expected, sums, pending, others, totals,
     sets, index, factor, const_index, const_factor, needs, sides, now, mass, C, found, base,
 ):  # fmt: skip
     """What is known of the pooled rows before a batch has its predictions.
@@ -753,6 +755,8 @@ def open_batch(
     Args:
         cell, chances, weight, y, v: as for ``accumulate``.
         expected: whether y are forecasts.
+        others: ``(Q + 1, K)``, what of the sums other workers steer by; below them, in the first
+            column, its samples; ``None`` where the stream is not shared.
         sets, ..., sides: the arrays of ``fairopt.online.layout.Programme``, as for ``evaluate``.
         now, mass, C, found, base: written.
 
@@ -761,6 +765,12 @@ def open_batch(
     """
     K, F = now.shape[1], v.shape[1]
     combined(sums, pending, now)
+    elsewhere = 0.0
+    if others is not None:  # decided when it is compiled: without others it costs nothing
+        elsewhere = others[len(now), 0]
+        for q in range(len(now)):
+            for k in range(K):
+                now[q, k] -= others[q, k]
     for i in range(first, last):
         w = weight[i] if len(weight) > 1 else weight[0]
         for k in range(K) if len(chances) > 0 else range(cell[i], cell[i] + 1):
@@ -775,7 +785,7 @@ def open_batch(
     everything = 0.0
     for k in range(K):
         everything += now[MASS, k]
-    mean_weight = everything / (totals[0] + totals[2] + last - first)
+    mean_weight = everything / (totals[0] + totals[2] - elsewhere + last - first)
     if not mean_weight > 0.0:
         mean_weight = 1.0
     evaluate(
@@ -836,7 +846,7 @@ def close_batch(
 @compiled()
 def stream(
     scores, cell, chances, weight, y, v, batch, single, expected,
-    sums, pending, counts, totals, extent, rows, settings, programme, out,
+    sums, pending, others, counts, totals, extent, rows, settings, programme, out,
 ):  # fmt: skip
     """The pooled rule over all samples in turn, ``batch`` at a time; the state is updated.
 
@@ -845,6 +855,7 @@ def stream(
         cell, chances, weight, y, v: as for ``accumulate``.
         single: whether predictions are rounded to float32.
         expected: whether the targets are forecasts.
+        others: as for ``open_batch``.
         totals: int64, [samples, batches, pending].
         extent: [least, greatest] score seen.
         out: float64 ``(n,)``, written.
@@ -867,8 +878,8 @@ def stream(
     sets, index, factor, const_index, const_factor, needs, sides = programme
     mass, variance = np.empty(len(programme[0]) + 1), np.empty(K)
     # How much of the variance of what is awaited nobody knows: all, where targets are in a row's
-    # value, as in a mean residual; about half, where they only divide samples into cells, for which
-    # forecasts are chances.
+    # value, as in a mean residual; at most a quarter, a chance's q (1 - q), where they only divide
+    # samples into cells.
     awaits = 0.25
     for r in range(m):
         for j in range(const_factor.shape[1]):
@@ -876,7 +887,7 @@ def stream(
                 awaits = 1.0
     return steps(
         scores, cell, column, chances, weight, y, v, batch, single, expected, soft, sums, pending,
-        target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
+        others, target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
         const_factor, needs, sides, now, mass, C, found, base, l, u, kappa, offset, dual, A, total,
         free, v_rows, H, d, active, variance, awaits, out,
     )  # fmt: skip
@@ -885,7 +896,7 @@ def stream(
 @compiled(_nrt=False)
 def steps(
     scores, cell, column, chances, weight, y, v, batch, single, expected, soft, sums, pending,
-    target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
+    others, target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
     const_factor, needs, sides, now, mass, C, found, base, l, u, kappa, offset, dual, A, total,
     free, v_rows, H, d, active, variance, awaits, out,
 ):  # fmt: skip
@@ -901,7 +912,7 @@ def steps(
     for first in range(0, n, batch):
         last = min(first + batch, n)
         mean_weight = open_batch(
-            cell, chances, weight, y, v, first, last, expected, sums, pending, totals,
+            cell, chances, weight, y, v, first, last, expected, sums, pending, others, totals,
             sets, index, factor, const_index, const_factor, needs, sides, now, mass, C, found, base,
         )  # fmt: skip
         for i in range(first, last):
@@ -910,8 +921,8 @@ def steps(
         width = settings[RANGE] if settings[RANGE] < math.inf else extent[1] - extent[0]
         variances(sums, mean_weight, variance)
         prices(
-            now, pending, C, found, rows, settings, width, mean_weight, variance, awaits, base,
-            l, u, kappa, offset, dual,
+            now, sums, pending, C, found, rows, settings, width, mean_weight, variance, awaits,
+            base, l, u, kappa, offset, dual,
         )  # fmt: skip
         if soft:
             loadings(C, cell, chances, v, first, last, A)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from fairopt.errors import ProblemError, UnsupportedProblemError
 from fairopt.functionals import OUTCOME, TARGET, Axis, attribute_axis
 from fairopt.tracing import MOST_CELLS, Plan, Terms, Trace, plan, trace
 
-__all__ = ["Layout", "Programme", "programme"]
+__all__ = ["Layout", "Programme", "labelled", "programme"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -230,3 +230,18 @@ def programme(constraints: tuple[Constraint, ...], layout: Layout) -> Programme:
                 "bound the mean, as in Budget(mean=...)"
             )
     return Programme(layout, made, rows, tuple(axes), made.continuous)
+
+
+def labelled(made: Programme, labels: Mapping[str, Sequence[str]]) -> Programme:
+    """The same with names for groups, by attribute and code, in the names of cells and rows."""
+
+    def named(axis: Axis) -> Axis:
+        words = labels.get(str(axis.key[1]), ()) if axis.key[0] == "attribute" else ()
+        shown = zip(axis.codes, axis.labels, strict=True)
+        return axis._replace(labels=tuple(words[c] if c < len(words) else old for c, old in shown))
+
+    axes = tuple(named(axis) for axis in made.axes)
+    traced = trace if made.plan.stays else trace.__wrapped__
+    layout = made.layout
+    rows = traced(made.rows.constraints, layout.names, layout.continuous, axes, CPU)
+    return replace(made, axes=axes, rows=rows)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,14 +16,30 @@ from torch import Tensor
 from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
 from fairopt.inputs import as_constraints, both, check_bounds, rounded_inwards
+from fairopt.online.counting import count_batch
 from fairopt.online.hard import hard_batch
-from fairopt.online.layout import Arrays, Floats, Layout, programme
+from fairopt.online.history import History, Records, check_history
+from fairopt.online.layout import Arrays, Floats, Layout, labelled, programme
 from fairopt.online.paper import paper_batch, theorem
 from fairopt.online.persistence import differences, read_state, write_state
-from fairopt.online.reading import NO_CHANCES, NOTHING, ONE, Samples, UnknownGroup, read
+from fairopt.online.reading import (
+    NO_CELLS,
+    NO_CHANCES,
+    NOTHING,
+    ONE,
+    Samples,
+    UnknownGroup,
+    read,
+    read_predictions,
+)
 from fairopt.online.report import OnlineReport, report_of
-from fairopt.online.state import ARRAYS, State, joined, kernels
+from fairopt.online.sharing import Common, Part, meeting, origin_of, parts_from, pooled, resumed
+from fairopt.online.state import ARRAYS, EXTRAS, State, kernels
+from fairopt.online.workers import gather
 from fairopt.samples import GroupCounts, Groups
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Feedback", "OnlineParity"]
 
@@ -39,6 +55,7 @@ FAST = (torch.float32, torch.float64)
 CODES = (torch.int64, torch.int32, torch.uint8, torch.bool)
 TABLE = 64
 NO_FEATURES = np.zeros((1, 0))
+ALL = (None,)
 
 
 class OnlineParity(torch.nn.Module):
@@ -60,6 +77,7 @@ class OnlineParity(torch.nn.Module):
         warm_up: for ``"hard"``, how many samples are served by ``"pooled"`` first.
         group_counts: as for ``formulate``; groups beyond them are added when they come.
         unknown_group: ``"add"``, or ``"raise"`` to refuse groups beyond those declared.
+        history: how many moments of the stream to keep at most, for ``history``; ``None`` for none.
 
     The state is a few numbers per cell (group, outcome, bin) and per row, in float64 whatever the
     module is converted to, and on the CPU. ``state_dict`` has it, and changes its sizes when groups
@@ -72,6 +90,9 @@ class OnlineParity(torch.nn.Module):
     """
 
     _state: State
+    _common: Common
+    _origin: str
+    _records: Records | None
     _ready: Any
     _compiled: Any
 
@@ -85,6 +106,7 @@ class OnlineParity(torch.nn.Module):
         warm_up: int = 0,
         group_counts: GroupCounts = None,
         unknown_group: UnknownGroup = "add",
+        history: int | None = None,
     ) -> None:
         super().__init__()
         if feedback not in DEFAULT_STEP:
@@ -107,9 +129,11 @@ class OnlineParity(torch.nn.Module):
         self.warm_up = warm_up
         self.group_counts = group_counts
         self.unknown_group = unknown_group
+        self._moments = check_history(history)
         self._settings: dict[torch.dtype, Floats] = {}
         self._lock = threading.RLock()
-        self._commit(State())
+        self._meeting = threading.Lock()
+        self._begin(State(), Common(), records=b"")
 
     # -----------------------------------------------------------------------------------------
     # Serving
@@ -225,6 +249,63 @@ class OnlineParity(torch.nn.Module):
             state.rows[:, 3] = math.inf
             self._commit(state)
 
+    def count(
+        self,
+        predictions: Tensor,
+        groups: Groups,
+        targets: Tensor | None = None,
+        *,
+        scores: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
+        """Predictions that were served elsewhere: from now on they are pooled with all others.
+
+        They count as they are; ``report()`` has them, and the rule makes up for what they exceed.
+        The memory of the pooled rule does not learn from them, the paper's multiplier does, and
+        what ``report()`` says in ``bound`` is infinite until the next batch that the rule serves.
+
+        Args:
+            predictions: ``(n,)`` or ``(n, 1)``, or ``(B, n)`` for B batches of n, as served; they
+                need not be within the bounds.
+            targets: as for a call; where they are ``None``, forecasts stand for them.
+            scores: what the predictions were served for, in the same shape. Needed where notions
+                have bins of scores, and where forecasts stand for targets.
+
+        Raises:
+            ProblemError: the input is refused; the state is as before.
+        """
+        with self._lock:
+            given = predictions if scores is None else scores
+            if scores is None:
+                read_predictions(predictions, predictions)  # its errors name the right argument
+            samples = read(
+                self.constraints, self._state.programme, given, groups, targets, weights,
+                self.group_counts, self.unknown_group, several=True,
+            )  # fmt: skip
+            x = read_predictions(predictions, given)
+            made = samples.programme.plan
+            if scores is None and (samples.expected or made.scores):
+                raise ProblemError(
+                    "scores: expected those that the predictions were served for, got none; "
+                    + ("forecasts stand for targets, " if samples.expected else "bins of scores, ")
+                    + "and they are read from the scores"
+                )
+            self._check(samples)
+            state = self._state
+            grown = samples.programme is not state.programme
+            working = state.moved(samples.programme) if grown else state.copy()
+            arrays = samples.programme.arrays()
+            step = self.step_size if self.feedback == "batch" else None
+            size = len(x) if given.dim() == 1 or given.shape[1] == 1 else given.shape[1]
+            records = None if self._records is None else self._records.copy()
+            for first in range(0, len(x), size):
+                part = samples.part(first, first + size)
+                count_batch(working, part, x[first : first + size], arrays, step)
+                if records is not None:
+                    records.take(working)
+            self._commit(working) if grown else self._overwrite(working)
+            self._records = records
+
     def _serve(
         self,
         scores: Tensor,
@@ -248,9 +329,12 @@ class OnlineParity(torch.nn.Module):
             grown = samples.programme is not state.programme
             working = state.moved(samples.programme) if grown else state.copy()
             size = len(samples.scores) if batch_size is None else batch_size
-            x = self._through(working, samples, size, scores.dtype)
+            kept = self._records if update else None
+            records = None if kept is None else kept.copy()
+            x = self._through(working, samples, size, scores.dtype, records)
             if update:
                 self._commit(working) if grown else self._overwrite(working)
+                self._records = records
         return torch.from_numpy(x).to(scores.device, scores.dtype).reshape(scores.shape)
 
     def _fast(self, scores: Tensor, groups: Groups, batch_size: int | None) -> Tensor | None:
@@ -270,36 +354,43 @@ class OnlineParity(torch.nn.Module):
         ):
             return None
         programme_arrays, table, codes, settings = ready
-        state = self._state
         single = scores.dtype == torch.float32
         # Contiguous: for other layouts Numba would compile everything once more.
         values = np.ascontiguousarray(scores.detach().numpy(), np.float64)
         cell = np.empty(len(values), np.int64)
         places = np.ascontiguousarray(groups.numpy())
-        compiled = self._compiled
+        compiled, state = self._compiled, self._state
         status, _ = compiled.positions(values, places, table, codes, cell)
         if status:  # a new group, or something to refuse: the long way says which
             return None
-        out = np.empty(len(values))
-        compiled.stream(
-            values, cell, NO_CHANCES, ONE, NOTHING, NO_FEATURES, batch_size or len(values), single,
-            False, state.sums, state.pending, state.counts, state.totals, state.extent, state.rows,
-            settings[single], programme_arrays, out,
-        )  # fmt: skip
+        out, records, size = np.empty(len(values)), self._records, batch_size or len(values)
+        for at in ALL if records is None else records.stretches(state, len(values), size):
+            part = (values, cell, out) if at is None else (values[at], cell[at], out[at])
+            compiled.stream(
+                part[0], part[1], NO_CHANCES, ONE, NOTHING, NO_FEATURES, size, single, False,
+                state.sums, state.pending, state.others, state.counts, state.totals, state.extent,
+                state.rows, settings[single], programme_arrays, part[2],
+            )  # fmt: skip
         return torch.from_numpy(out.astype(np.float32) if single else out)
 
-    def _through(self, state: State, samples: Samples, size: int, dtype: torch.dtype) -> Floats:
-        """All samples, ``size`` at a time; ``state`` is updated."""
+    def _through(
+        self, state: State, samples: Samples, size: int, dtype: torch.dtype,
+        records: Records | None,
+    ) -> Floats:  # fmt: skip
+        """All samples, ``size`` at a time; ``state`` and ``records`` are updated."""
         arrays, settings = samples.programme.arrays(), self._settings_for(dtype)
         compiled = kernels()
         single, half = dtype == torch.float32, dtype not in FAST
         out = np.empty(len(samples.scores))
         if self.feedback == "pooled" and not half:
-            compiled.stream(
-                samples.scores, samples.cell, samples.chances, samples.weight, samples.y, samples.v,
-                size, single, samples.expected, state.sums, state.pending, state.counts,
-                state.totals, state.extent, state.rows, settings, tuple(arrays), out,
-            )  # fmt: skip
+            for at in ALL if records is None else records.stretches(state, len(out), size):
+                part = samples if at is None else samples.part(at.start, at.stop)
+                compiled.stream(
+                    part.scores, part.cell, part.chances, part.weight, part.y, part.v, size, single,
+                    part.expected, state.sums, state.pending, state.others, state.counts,
+                    state.totals, state.extent, state.rows, settings, tuple(arrays),
+                    out if at is None else out[at],
+                )  # fmt: skip
             return out
         for first in range(0, len(out), size):
             part = samples.part(first, first + size)
@@ -311,6 +402,8 @@ class OnlineParity(torch.nn.Module):
                 part.expected,
             )  # fmt: skip
             out[first : first + size] = x
+            if records is not None:
+                records.take(state)
         return out
 
     def _one(self, state: State, part: Samples, arrays: Arrays, settings: Floats) -> Floats:
@@ -329,8 +422,8 @@ class OnlineParity(torch.nn.Module):
         trial = state.copy()  # its sums are counted later, in the dtype that is returned
         kernels().stream(
             part.scores, part.cell, part.chances, part.weight, part.y, part.v, len(x), False,
-            part.expected, trial.sums, trial.pending, trial.counts, trial.totals, trial.extent,
-            trial.rows, settings, tuple(arrays), x,
+            part.expected, trial.sums, trial.pending, trial.others, trial.counts, trial.totals,
+            trial.extent, trial.rows, settings, tuple(arrays), x,
         )  # fmt: skip
         state.rows[...], state.extent[...] = trial.rows, trial.extent
         return x
@@ -361,28 +454,49 @@ class OnlineParity(torch.nn.Module):
     # The state
     # -----------------------------------------------------------------------------------------
 
-    def report(self) -> OnlineReport:
-        """Samples, groups, pooled rows, multipliers and bounds, from the sums."""
+    def report(self, labels: Mapping[str, Sequence[str]] | None = None) -> OnlineReport:
+        """Samples, groups, pooled rows, multipliers and bounds, from the sums.
+
+        Args:
+            labels: what to call the groups: for an attribute the labels of codes 0, 1, ...; codes
+                beyond them, and attributes left out, keep their numbers.
+        """
         with self._lock:
             made = self._state.programme
             arrays = made.arrays() if made is not None else None
             paper = (math.nan, math.nan)
             if self.feedback == "batch":
                 paper = theorem(self._state, self.step_size, arrays)
-            return report_of(self._state, self.feedback, paper)
+            state = self._state
+            if labels and made is not None:
+                state = state.copy()
+                state.programme = labelled(made, labels)
+            return report_of(state, self.feedback, paper)
+
+    @property
+    def history(self) -> History | None:
+        """How the stream went, the present last; ``None`` unless it was made with ``history``.
+
+        What this stream itself recorded: ``merge`` and ``synchronize`` bring no history of others,
+        and after them the samples rise by what the others served.
+        """
+        with self._lock:
+            return None if self._records is None else self._records.history(self._state)
 
     def reset(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._commit(State())
+        """Forget everything; also what other workers know, until the next ``synchronize``."""
+        with self._meeting:
+            self._begin(State(), Common(), records=b"")
 
     def merge(self, other: OnlineParity) -> None:
         """Add what a replica served; exact in counts and sums. ``other`` stays as it is.
 
-        Multipliers have no exact sum: memories become means, weighted by the samples of each.
+        What both know from a ``synchronize`` counts once. Multipliers have no exact sum: they
+        become means, weighted by the samples of each.
 
         Raises:
-            ProblemError: the configurations or the attributes differ.
+            ProblemError: the configurations or the attributes differ, or something would count
+                twice: both were loaded from one state, or synchronised at different times.
         """
         if not isinstance(other, OnlineParity):
             raise ProblemError(f"merge: expected an OnlineParity, got {type(other).__name__}")
@@ -393,39 +507,69 @@ class OnlineParity(torch.nn.Module):
             raise ProblemError(
                 "merge: expected streams of the same configuration, got " + "; ".join(different)
             )
-        with other._lock:
-            theirs = other._state.copy()
-        with self._lock:
-            mine = self._state
-            if theirs.programme is None:
-                return
-            if mine.programme is None:
-                self._commit(theirs)
-                return
-            layout = joined(mine.programme.layout, theirs.programme.layout)
-            merged = mine.moved(programme(self.constraints, layout))
-            merged.absorb(theirs)
-            self._commit(merged)
+        theirs = other._part("the other")
+        with self._meeting, self._lock:
+            mine = self._part("this stream")
+            state, common = pooled("merge", self.constraints, (mine, theirs))
+            self._begin(state, common, mine.origin or theirs.origin)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write state and configuration to a file, which appears whole or not at all.
+    def synchronize(self, process_group: ProcessGroup | None = None) -> None:
+        """Share one state with all workers of a ``torch.distributed`` process group. Collective.
+
+        Every worker of the group must call it, and the same number of times. What each has served
+        since the last time is added up: afterwards all have the same state, bit for bit, exact in
+        counts and sums, with the groups that any of them has seen and the multipliers as means,
+        weighted by the samples of each. A worker that begins empty joins in. Meanwhile other
+        threads may go on serving; what they serve counts the next time.
+
+        Between two calls a worker steers by its share: an equal part of what all knew, and what
+        it serves itself. docs/streaming.md says what that guarantees.
+
+        Args:
+            process_group: its workers; ``None`` for all. The same one each time.
 
         Raises:
+            ProblemError: on every worker alike, and all states are as before: configurations or
+                attributes differ, or something would count twice. On this one alone: there is no
+                process group.
+            RuntimeError: from torch, where a worker is gone; the state is as before.
+        """
+        with self._meeting:
+            mine = self._part("")
+            found = gather(mine.to_bytes(self.configuration()), process_group)
+            common = meeting(self.constraints, parts_from(self.constraints, found))
+            self._prepare(common)
+            with self._lock:
+                state = resumed(self.constraints, common.state, mine.state, self._state)
+                self._begin(state, common)
+
+    def save(self, path: str | os.PathLike[str], *, notes: Mapping[str, Any] | None = None) -> None:
+        """Write state and configuration to a file, which appears whole or not at all.
+
+        Args:
+            notes: anything that JSON can hold, kept with the state: how far an input was read, say,
+                so that both are of one moment. ``load`` returns it.
+
+        Raises:
+            ProblemError: JSON cannot hold the notes.
             OSError: it cannot be written; what was there before is still there.
         """
         with self._lock:
-            state = self._state.copy()
-        write_state(path, state, self.configuration())
+            state, extras = self._state.copy(), self._extras()
+        write_state(path, state, self.configuration(), extras, notes)
 
-    def load(self, path: str | os.PathLike[str]) -> None:
+    def load(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Go on from a file that ``save`` wrote; the state is replaced.
+
+        Returns:
+            The notes that were saved with it.
 
         Raises:
             ProblemError: the file is torn or none of ours, or was saved under another
                 configuration; the message says what differs, and the state is as before.
             OSError: it cannot be read.
         """
-        configuration, layout, arrays = read_state(path)
+        configuration, layout, arrays, notes = read_state(path)
         different = differences(self.configuration(), configuration)
         if different:
             raise ProblemError(
@@ -433,9 +577,8 @@ class OnlineParity(torch.nn.Module):
                 + "; ".join(different)
                 + "; make an OnlineParity like the one that was saved"
             )
-        made = programme(self.constraints, Layout.from_json(layout)) if layout else None
-        with self._lock:
-            self._commit(State.restored(made, arrays))
+        self._resume(layout, arrays)
+        return notes
 
     def configuration(self) -> dict[str, Any]:
         """What must be the same for two states to mean the same; ready for JSON."""
@@ -468,6 +611,63 @@ class OnlineParity(torch.nn.Module):
             )
             self._settings[dtype] = found
         return found
+
+    def _part(self, name: str) -> Part:
+        """What this stream brings to a meeting."""
+        with self._lock:
+            return Part(name, self._state.copy(), self._common, self._origin)
+
+    def _extras(self) -> dict[str, np.ndarray]:
+        """What is saved beside the state, as bytes."""
+        history = b"" if self._records is None else self._records.to_bytes()
+        found = {"common": self._common.to_bytes(), "history": history}
+        return {name: np.frombuffer(each, np.uint8) for name, each in found.items() if each}
+
+    def _resume(self, layout: str, arrays: Mapping[str, Any], origin: str = "") -> None:
+        """Go on from what was saved.
+
+        Raises:
+            ProblemError: it is none of a stream with these constraints.
+        """
+        made = programme(self.constraints, Layout.from_json(layout)) if layout else None
+        state = State.restored(made, arrays)
+        extras = {name: bytes_of(arrays[name]) if name in arrays else b"" for name in EXTRAS}
+        common = Common.from_bytes(self.constraints, extras["common"])
+        origin = origin or origin_of(state, common)
+        with self._meeting:
+            self._begin(state, common, origin, records=extras["history"])
+
+    def _prepare(self, common: Common) -> None:
+        """Have the kernels compiled for shares, which takes seconds, while others are served."""
+        state, made = common.state.copy(), common.state.programme
+        common.divide(state)
+        if self.feedback == "pooled" and made is not None and state.others is not None:
+            kernels().stream(
+                NOTHING, NO_CELLS, NO_CHANCES, ONE, NOTHING, NO_FEATURES, 1, False, False,
+                state.sums, state.pending, state.others, state.counts, state.totals, state.extent,
+                state.rows, self._settings_for(torch.float64), tuple(made.arrays()), NOTHING.copy(),
+            )  # fmt: skip
+
+    def _begin(
+        self, state: State, common: Common, origin: str = "", records: bytes | None = None
+    ) -> None:
+        """Make this the state, of which other workers know what is common.
+
+        Args:
+            records: the history from here on, as bytes; ``None`` for what there is.
+
+        Raises:
+            ProblemError: the bytes are no history.
+        """
+        new = None
+        if self._moments is not None and records is not None:
+            new = Records.from_bytes(self._moments, records)
+        common.divide(state)
+        with self._lock:
+            self._common, self._origin = common, origin
+            if records is not None:
+                self._records = new
+            self._commit(state)
 
     def _overwrite(self, working: State) -> None:
         """Take over the numbers of a state of the same programme, in place."""
@@ -506,6 +706,15 @@ class OnlineParity(torch.nn.Module):
         """The state stays in float64 on the CPU, whatever the module is converted or moved to."""
         return self
 
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """The buffers, and what is saved beside them."""
+        with self._lock:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            for name, each in self._extras().items():
+                destination[prefix + name] = torch.from_numpy(each.copy())
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -521,42 +730,43 @@ class OnlineParity(torch.nn.Module):
         missing = [prefix + name for name in names if prefix + name not in state_dict]
         missing_keys.extend(missing)
         if strict:
-            known = {prefix + name for name in names}
+            known = {prefix + name for name in (*names, *EXTRAS)}
             unexpected_keys.extend(k for k in state_dict if k.startswith(prefix) and k not in known)
         if missing:
             return
         try:
-            text = bytes(state_dict[prefix + "layout"].cpu().to(torch.uint8).tolist()).decode()
-            made = programme(self.constraints, Layout.from_json(text)) if text else None
-            values = {name: state_dict[prefix + name] for name in ARRAYS}
-            state = State.restored(made, values)
+            found = (*ARRAYS, *(name for name in EXTRAS if prefix + name in state_dict))
+            layout = bytes_of(state_dict[prefix + "layout"]).decode()
+            self._resume(layout, {name: state_dict[prefix + name] for name in found})
         except (ProblemError, UnicodeDecodeError) as error:
             error_msgs.append(str(error))
-            return
-        with self._lock:
-            self._commit(state)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            left_out = ("_lock", "_ready", "_compiled", "_state", "_buffers")
+            left_out = (
+                "_lock", "_meeting", "_ready", "_compiled", "_state", "_common", "_records",
+                "_buffers",
+            )  # fmt: skip
             kept = {name: value for name, value in self.__dict__.items() if name not in left_out}
             arrays = {name: array.copy() for name, array in self._state.arrays().items()}
-            made = self._state.programme
-            return kept | {
-                "_saved": (None if made is None else made.layout.to_json(), arrays),
-                "_buffers": {},
-            }
+            layout = bytes(self._state.layout_bytes()).decode()
+            return kept | {"_saved": (layout, arrays | self._extras()), "_buffers": {}}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         layout, arrays = saved.pop("_saved")
         self.__dict__.update(saved)
-        self._lock = threading.RLock()
-        made = None if layout is None else programme(self.constraints, Layout.from_json(layout))
-        self._commit(State.restored(made, arrays))
+        self._lock, self._meeting = threading.RLock(), threading.Lock()
+        self._resume(layout, arrays, self._origin)
 
     def extra_repr(self) -> str:
         notions = ", ".join(map(repr, self.constraints))
         return f"{notions}, bounds={self.bounds}, feedback={self.feedback!r}"
+
+
+def bytes_of(array: Any) -> bytes:
+    """The bytes of a tensor or an array of them."""
+    plain = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+    return plain.astype(np.uint8).tobytes()
 
 
 def numbers(bounds: tuple[float | None, float | None] | None) -> tuple[float, float]:

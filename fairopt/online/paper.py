@@ -24,7 +24,7 @@ from fairopt.online.state import State, kernels
 from fairopt.problem import QP, DenseRows
 from fairopt.solve import solve
 
-__all__ = ["paper_batch", "theorem"]
+__all__ = ["answer", "paper_batch", "theorem"]
 
 PROXIMAL_STEPS = 60
 
@@ -33,14 +33,20 @@ def paper_batch(
     state: State, samples: Samples, arrays: Arrays, bounds: tuple[float, float], step: float
 ) -> Floats:
     """Predictions of a batch; the multiplier and the theorem's sums are updated."""
-    multiplier, t, n = float(state.paper[0]), int(state.totals[1]) + 1, len(samples.scores)
+    multiplier = float(state.paper[0])
     opened = Opened(State(state.programme), samples, arrays)
+    x = np.clip(samples.scores, *bounds)
+    if opened.here.any() and multiplier > 0.0:
+        x = penalised(opened, samples.scores, bounds, multiplier * len(x))
+    answer(state, opened, x, arrays, step)
+    return x
+
+
+def answer(state: State, opened: Opened, x: Floats, arrays: Arrays, step: float) -> None:
+    """Multiplier and the theorem's sums after a batch that was served x, by whomever."""
+    multiplier, t, n = float(state.paper[0]), int(state.totals[1]) + 1, len(x)
     here = opened.here
-    lo, hi = bounds
-    x = np.clip(samples.scores, lo, hi)
     if here.any():
-        if multiplier > 0.0:
-            x = penalised(opened, samples.scores, bounds, multiplier * n)
         values = (opened.A[here] * opened.weight) @ x + opened.base[here]
         low, high = opened.sides[here].T
         excess = float(np.maximum(values - high, low - values).max())
@@ -56,7 +62,6 @@ def paper_batch(
     if math.isfinite(excess):
         state.paper[0] = max(0.0, multiplier + step / math.sqrt(t) * n * excess)
     state.paper[1] = max(state.paper[1], state.paper[0])
-    return x
 
 
 def penalised(opened: Opened, scores: Floats, bounds: tuple[float, float], price: float) -> Floats:

@@ -1,7 +1,8 @@
 """The state of a stream in one file: written whole or not at all, and checked when read.
 
 A first line that says what it is, a line of JSON with ``configuration``, ``layout`` and ``arrays``
-(name, dtype and shape of each), the arrays one after another, and the SHA-256 of all that.
+(name, dtype and shape of each), the arrays one after another, and the SHA-256 of all that. Beside
+the state's arrays there may be ``EXTRAS``, of bytes, and ``notes`` of whoever saved it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,31 +19,41 @@ from typing import Any
 import numpy as np
 
 from fairopt.errors import ProblemError
-from fairopt.online.state import ARRAYS, State
+from fairopt.online.packing import packed, unpacked
+from fairopt.online.state import ARRAYS, EXTRAS, State
 
-__all__ = ["differences", "read_state", "write_state"]
+__all__ = ["differences", "read_state", "sweep", "sync_folder", "write_state"]
 
 MAGIC = b"fairopt stream 1\n"
 DIGEST = hashlib.sha256().digest_size
 
 
 def write_state(
-    path: str | os.PathLike[str], state: State, configuration: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    state: State,
+    configuration: Mapping[str, Any],
+    extras: Mapping[str, np.ndarray],
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a file beside the target, force it to the disk, and put it in the target's place.
 
     Raises:
+        ProblemError: JSON cannot hold the notes.
         OSError: it cannot be written; what was there before is still there.
     """
-    arrays = {name: np.ascontiguousarray(each) for name, each in state.arrays().items()}
-    header = {
+    header: dict[str, Any] = {
         "configuration": dict(configuration),
         "layout": bytes(state.layout_bytes()).decode(),
-        "arrays": [[name, each.dtype.str, list(each.shape)] for name, each in arrays.items()],
     }
-    body = MAGIC + json.dumps(header).encode() + b"\n"
-    little = [each.astype(each.dtype.newbyteorder("<")) for each in arrays.values()]
-    body += b"".join(each.tobytes() for each in little)
+    if notes is not None:
+        try:
+            json.dumps(notes, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ProblemError(
+                f"notes: expected what JSON can hold, got others: {error}"
+            ) from error
+        header["notes"] = dict(notes)
+    body = MAGIC + packed(header, {**state.arrays(), **extras})
     target = Path(path)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
@@ -66,8 +78,22 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Configuration, layout and arrays of a file.
+def sweep(path: str | os.PathLike[str]) -> None:
+    """Remove what writers of a file left beside it when they were killed.
+
+    Only for who knows that nobody is writing it now.
+    """
+    target = Path(path)
+    ours = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{16}")
+    for each in target.parent.iterdir():
+        if ours.fullmatch(each.name):
+            each.unlink(missing_ok=True)
+
+
+def read_state(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Any], str, dict[str, Any], dict[str, Any]]:
+    """Configuration, layout, arrays and notes of a file.
 
     Raises:
         ProblemError: it is not such a file, or not whole.
@@ -85,26 +111,18 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, dict[
             f"{path}: expected the checksum of its contents, got another; the file is torn or was "
             "changed: restore an older one"
         )
-    line, _, rest = body[len(MAGIC) :].partition(b"\n")
     try:
-        header = json.loads(line)
-        arrays, first = {}, 0
-        for name, kind, shape in header["arrays"]:
-            dtype = np.dtype(kind).newbyteorder("<")
-            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            flat = np.frombuffer(rest[first : first + size], dtype)
-            arrays[str(name)] = flat.reshape(shape).astype(dtype.newbyteorder("="))
-            first += size
-        complete = set(arrays) == set(ARRAYS) and first == len(rest)
+        header, arrays = unpacked(body[len(MAGIC) :])
         configuration, layout = dict(header["configuration"]), str(header["layout"])
+        notes = dict(header.get("notes", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise ProblemError(f"{path}: expected the state of a stream, got {error}") from error
-    if not complete:
+    if not set(ARRAYS) <= set(arrays) <= {*ARRAYS, *EXTRAS}:
         raise ProblemError(
             f"{path}: expected the arrays {', '.join(ARRAYS)}, got {', '.join(arrays)}; it was "
             "written by another version of fairopt"
         )
-    return configuration, layout, arrays
+    return configuration, layout, arrays, notes
 
 
 def differences(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:

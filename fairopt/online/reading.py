@@ -18,7 +18,7 @@ from fairopt.online.layout import Floats, Integers, Layout, Programme, programme
 from fairopt.samples import GroupCounts, Groups, counted, outcome_and_targets, read_groups
 from fairopt.tracing import Plan, plan
 
-__all__ = ["Samples", "UnknownGroup", "read"]
+__all__ = ["Samples", "UnknownGroup", "forecasts", "read", "read_predictions"]
 
 UnknownGroup = Literal["add", "raise"]
 
@@ -71,8 +71,12 @@ def read(
     weights: Tensor | None,
     group_counts: GroupCounts,
     unknown_group: UnknownGroup,
+    several: bool = False,
 ) -> Samples:
     """The samples in numbers, with a programme that knows all their groups.
+
+    Args:
+        several: whether scores may be ``(B, n)``; then there are B n samples, row by row.
 
     Raises:
         ProblemError: something of the input is not what ``formulate`` takes, or does not fit to the
@@ -80,7 +84,7 @@ def read(
     """
     flat = as_batch(wide(scores).detach())
     check_finite(scores, flat)
-    if len(flat) != 1:
+    if len(flat) != 1 and not several:
         raise ProblemError(
             f"scores: expected shape (n,) or (n, 1), got {tuple(scores.shape)}; a stream has no "
             "batch of problems"
@@ -100,7 +104,7 @@ def read(
     layout = seen(known, attributes, tuple(continuous), soft, made, declared, unknown_group)
     expected = bool(made.targeted) and targets is None
     if expected:
-        targets = flat[0].double().clamp(0.0, 1.0) if made.binary else flat[0]
+        targets = forecast(made, flat)
     outcome, values = outcome_and_targets(made, targets, scores, flat)
     weight = read_weights(weights, flat)
     if known is not None and layout == known.layout and made.stays:
@@ -112,24 +116,67 @@ def read(
     parts += [torch.bucketize(flat.double().contiguous(), each, right=True) for each in edges]
     if outcome is not None:
         parts.append(outcome)
-    arrays = [part[0].detach().cpu().numpy() for part in parts]
+    n, problems = flat.numel(), len(flat)
+    arrays = [in_order(part, problems) for part in parts]
     cell, chances = NO_CELLS, NO_CHANCES
     if any(array.ndim == 2 for array in arrays):
-        chances = joint_chances(ready.axes, arrays, flat.shape[1])
-        cell = np.zeros(flat.shape[1], np.int64)
+        chances = joint_chances(ready.axes, arrays, n)
+        cell = np.zeros(n, np.int64)
     else:
-        cell = cells(ready.axes, arrays, flat.shape[1])
-    features = [continuous[name][0].detach().cpu().numpy() for name in ready.features]
+        cell = cells(ready.axes, arrays, n)
+    features = [in_order(continuous[name], problems) for name in ready.features]
     return Samples(
         ready,
-        flat[0].double().cpu().numpy().astype(np.float64),
+        in_order(flat.double(), problems).astype(np.float64),
         cell,
         chances,
-        ONE if weight is None else weight[0].detach().cpu().numpy().astype(np.float64),
-        NOTHING if values is None else values[0].detach().cpu().numpy().astype(np.float64),
-        np.stack(features, 1) if features else np.zeros((flat.shape[1], 0)),
+        ONE if weight is None else in_order(weight, problems).astype(np.float64),
+        NOTHING if values is None else in_order(values, problems).astype(np.float64),
+        np.stack(features, 1) if features else np.zeros((n, 0)),
         expected,
     )
+
+
+def in_order(tensor: Tensor, problems: int) -> np.ndarray:
+    """``(b, n, ...)``, b being 1 or ``problems``, as ``(problems * n, ...)``."""
+    whole = tensor[0] if problems == 1 else tensor.expand(problems, *tensor.shape[1:]).flatten(0, 1)
+    return whole.detach().cpu().numpy()
+
+
+def forecast(made: Plan, flat: Tensor) -> Tensor:
+    """What stands for targets that are not known; ``flat`` are the scores as a batch."""
+    return flat.double().clamp(0.0, 1.0) if made.binary else flat
+
+
+def forecasts(constraints: tuple[Constraint, ...], scores: Tensor, groups: Groups) -> Tensor | None:
+    """What ``read`` puts in the place of targets; ``None`` where no notion needs any."""
+    flat = as_batch(wide(scores).detach())
+    attributes, continuous = read_groups(groups, scores, flat)
+    made = plan(constraints, tuple(attributes), tuple(continuous))
+    return forecast(made, flat) if made.targeted else None
+
+
+def read_predictions(predictions: Tensor, scores: Tensor) -> Floats:
+    """Predictions that were served for scores, row by row.
+
+    Raises:
+        ProblemError: they are no finite numbers, or not as many as the scores.
+    """
+    if not isinstance(predictions, Tensor) or not predictions.is_floating_point():
+        got = predictions.dtype if isinstance(predictions, Tensor) else type(predictions).__name__
+        raise ProblemError(f"predictions: expected a floating-point tensor, got {got}")
+    if predictions.shape != scores.shape:
+        raise ProblemError(
+            f"predictions: expected the shape of the scores, {tuple(scores.shape)}, got "
+            f"{tuple(predictions.shape)}"
+        )
+    values: Floats = predictions.detach().double().cpu().flatten().numpy().copy()
+    if not np.isfinite(values).all():
+        raise ProblemError(
+            "predictions: expected finite values, got NaN or infinity; what was served must be "
+            "known to be counted"
+        )
+    return values
 
 
 def check_same(

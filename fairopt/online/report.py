@@ -47,8 +47,10 @@ class RowReport:
         count: as how many samples the row counts; for a difference of two means
             1 / (1/n_a + 1/n_b).
         bound: what ``excess`` cannot exceed, by the identity that ties it to the multiplier of the
-            last step. Infinite while targets are awaited, and until the step after ``observe``; NaN
-            for ``feedback="batch"``, whose bound is of another quantity.
+            last step. Infinite while targets are awaited, until the step after ``observe`` or
+            ``merge``, and where the state is shared with other workers, for then the identity is
+            of this worker's share; NaN for ``feedback="batch"``, whose bound is of another
+            quantity.
     """
 
     name: str
@@ -76,7 +78,8 @@ class OnlineReport:
         skipped: names of rows that compare nothing yet.
         batch_gap: for ``feedback="batch"``, the mean over batches of the gap within the batch,
             weighted by their sizes: the quantity of its theorem; else NaN.
-        batch_bound: and the theorem's bound on it.
+        batch_bound: and the theorem's bound on it; infinite after several streams were pooled, for
+            the theorem is of one sequence of steps.
     """
 
     feedback: str
@@ -140,6 +143,7 @@ def report_of(state: State, feedback: str, paper: tuple[float, float]) -> Online
     now, value, found = pooled(state, made)
     groups = []
     certain = int(state.counts.sum()) == samples
+    shared = state.others is not None
     for k, label in enumerate(made.labels):
         mass = float(now[0, k])
         if mass > 0.0:
@@ -153,7 +157,7 @@ def report_of(state: State, feedback: str, paper: tuple[float, float]) -> Online
             continue
         v = float(value[r])
         multiplier, memory, _, away = map(float, state.rows[r])
-        bound = math.inf if pending else abs(away)
+        bound = math.inf if pending or shared else abs(away)
         owner = type(made.rows.constraints[made.rows.owners[r]]).__name__
         excess = max(0.0, low - v, v - high)
         bound = math.nan if feedback == "batch" else bound

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from fairopt.errors import ProblemError
-from fairopt.online.layout import FEATURES, Floats, Integers, Layout, Programme
+from fairopt.online.layout import FEATURES, Floats, Integers, Programme
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ARRAYS", "State", "kernels"]
+__all__ = ["ARRAYS", "EXTRAS", "State", "kernels"]
 
 # Names, dtypes and shapes of the arrays: K cells, m rows, Q sums.
 ARRAYS = {
@@ -32,7 +32,9 @@ ARRAYS = {
     "rows": (np.float64, ("m", "four")),
     "paper": (np.float64, ("four",)),
 }
+EXTRAS = ("common", "history")  # bytes that are saved where there is something to save
 SAMPLES, BATCHES, PENDING = 0, 1, 2  # in ``totals``
+SEEN, AWAY = 2, 3  # in ``rows``
 
 
 @lru_cache(maxsize=1)
@@ -56,9 +58,11 @@ class State:
             how far outside its sides the value can have been then.
         paper: float64, the state of feedback="batch": [multiplier, its largest value, sum over
             batches of size times gap, in two parts].
+        others: float64 ``(Q + 1, K)``, what of the sums other workers steer by, as
+            ``kernels.open_batch`` has it; ``None`` where the stream is not shared.
     """
 
-    __slots__ = (*ARRAYS, "programme")
+    __slots__ = (*ARRAYS, "others", "programme")
 
     programme: Programme | None
     sums: Floats
@@ -68,6 +72,7 @@ class State:
     extent: Floats
     rows: Floats
     paper: Floats
+    others: Floats | None
 
     def __init__(self, programme: Programme | None = None) -> None:
         self.programme = programme
@@ -75,6 +80,7 @@ class State:
         for name, (kind, shape) in ARRAYS.items():
             setattr(self, name, np.zeros([sizes[s] for s in shape], kind))
         self.extent[:] = math.inf, -math.inf
+        self.others = None
 
     def sizes(self) -> dict[str, int]:
         made = self.programme
@@ -88,6 +94,7 @@ class State:
         """Apart from the original."""
         new = State.__new__(State)
         new.programme = self.programme
+        new.others = None if self.others is None else self.others.copy()
         for name in ARRAYS:
             setattr(new, name, getattr(self, name).copy())
         return new
@@ -102,36 +109,40 @@ class State:
             for name in ("sums", "pending"):
                 kernels().merge_sums(getattr(new, name), getattr(self, name), place)
             new.counts[place] = self.counts
+            if self.others is not None:
+                new.others = np.zeros((new.sums.shape[1] + 1, new.sums.shape[2]))
+                new.others[:-1, place] = self.others[:-1]
+                new.others[-1, 0] = self.others[-1, 0]
             row = {key: i for i, key in enumerate(programme.keys)}
             for i, key in enumerate(old.keys):
                 if key in row:
                     new.rows[row[key]] = self.rows[i]
         return new
 
-    def absorb(self, other: State) -> None:
-        """Add the statistics of another state, whose groups must all be known here.
+    def since(self, earlier: State) -> State:
+        """A copy whose counts and sums are of what came after an earlier state of the stream."""
+        new = self.copy()
+        if self.programme is not None and earlier.programme is not None:
+            new.count(earlier.moved(self.programme), -1)
+        return new
 
-        Memories become means, by the samples of each.
-        """
-        if other.programme is None or self.programme is None:
-            return
-        same = other.moved(self.programme)
-        place = np.arange(self.programme.cells)
-        mine = int(self.totals[SAMPLES] + self.totals[PENDING])
-        theirs = int(other.totals[SAMPLES] + other.totals[PENDING])
-        share = theirs / max(mine + theirs, 1)
-        self.rows[:, :2] = (1.0 - share) * self.rows[:, :2] + share * same.rows[:, :2]
-        self.rows[:, 2] = np.hypot(self.rows[:, 2], same.rows[:, 2])
+    def count(self, other: State, sign: int = 1) -> None:
+        """Add the counts and sums of a state of the same cells, or with sign -1 take them away."""
+        place = np.arange(len(self.counts))
         for name in ("sums", "pending"):
-            kernels().merge_sums(getattr(self, name), getattr(same, name), place)
-        self.counts += same.counts
-        self.totals += same.totals
-        self.extent[0] = min(self.extent[0], same.extent[0])
-        self.extent[1] = max(self.extent[1], same.extent[1])
-        self.paper[0] = (1.0 - share) * self.paper[0] + share * same.paper[0]
-        self.paper[1] = max(self.paper[1], same.paper[1])
-        for part in same.paper[2:]:
-            self.paper[2:] = kernels().two_sum(*self.paper[2:], part)
+            kernels().merge_sums(getattr(self, name), sign * getattr(other, name), place)
+        self.counts += sign * other.counts
+        self.totals += sign * other.totals
+        for part in other.paper[2:]:
+            self.paper[2:] = kernels().two_sum(*self.paper[2:], sign * part)
+        if sign > 0:
+            self.extent[0] = min(self.extent[0], other.extent[0])
+            self.extent[1] = max(self.extent[1], other.extent[1])
+
+    @property
+    def served(self) -> int:
+        """How many samples, with those whose targets are expected."""
+        return int(self.totals[SAMPLES] + self.totals[PENDING])
 
     # -----------------------------------------------------------------------------------------
 
@@ -175,9 +186,10 @@ class State:
                 )
             mine[...] = array
         good = bool((new.counts >= 0).all() and (new.totals >= 0).all())
-        good = good and all(
-            bool(np.isfinite(getattr(new, name)).all()) for name in ("sums", "pending", "rows")
-        )
+        # How far a row was from its aim is infinite where that is not known, as after ``observe``.
+        finite = (new.sums, new.pending, new.rows[:, :AWAY])
+        good = good and all(bool(np.isfinite(array).all()) for array in finite)
+        good = good and not bool(np.isnan(new.rows).any())
         if not good:
             raise ProblemError(
                 "state: expected counts of at least 0 and finite sums, got others; the state was "
@@ -199,21 +211,3 @@ def places(old: Programme, new: Programme) -> Integers:
             number = number * size + position
         found.append(number)
     return np.array(found, np.int64)
-
-
-def joined(a: Layout, b: Layout) -> Layout:
-    """The groups of both.
-
-    Raises:
-        ProblemError: the attributes differ.
-    """
-    same = (a.names, a.soft, a.continuous, tuple(n for n, _ in a.codes))
-    other = (b.names, b.soft, b.continuous, tuple(n for n, _ in b.codes))
-    if same != other:
-        raise ProblemError(
-            f"merge: expected streams with the same attributes, got {', '.join(a.names)} and "
-            f"{', '.join(b.names)}"
-        )
-    if a.soft and a.codes != b.codes:
-        raise ProblemError("merge: expected chances of equally many groups, got different numbers")
-    return a.with_codes(dict(b.codes))

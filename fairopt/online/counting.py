@@ -1,0 +1,42 @@
+"""Batches that were served by others: they belong to what an auditor recomputes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fairopt.online.hard import Opened
+from fairopt.online.layout import Arrays, Floats
+from fairopt.online.paper import answer
+from fairopt.online.reading import Samples
+from fairopt.online.state import AWAY, SEEN, State, kernels
+
+__all__ = ["count_batch"]
+
+COUNT = 5  # as how many samples a row counts, in what ``kernels.evaluate`` finds
+
+
+def count_batch(state: State, part: Samples, x: Floats, arrays: Arrays, step: float | None) -> None:
+    """Count one batch that was served x; the state is updated.
+
+    The pooled rule's memory stays as it is, and its clock goes on: it has learnt what offset its
+    own predictions need, and others' teach it nothing of that. (Were the clock to stand still, the
+    next single sample would be taken for a step as long as all that was counted.)
+
+    Args:
+        step: of the paper's rule, whose multiplier answers to any batch; ``None`` for other rules.
+    """
+    compiled = kernels()
+    if step is not None:
+        answer(state, Opened(State(state.programme), part, arrays), x, arrays, step)
+    compiled.close_batch(
+        part.cell, part.chances, part.weight, part.y, part.v, 0, len(x), False, x,
+        state.pending if part.expected else state.sums, state.counts, state.totals, part.expected,
+    )  # fmt: skip
+    state.extent[0] = min(state.extent[0], part.scores.min())
+    state.extent[1] = max(state.extent[1], part.scores.max())
+    now = Opened(state, part.part(0, 0), arrays)  # before a batch of nobody: what the rows are now
+    root = np.sqrt(np.where(now.here, now.found[:, COUNT], 0.0))
+    state.rows[:, SEEN] = np.maximum(state.rows[:, SEEN], root)
+    state.rows[:, AWAY] = math.inf  # the identity holds again from the rule's next step on
