@@ -299,7 +299,7 @@ def evaluate(
 
 
 @compiled(inline="always")
-def variances(sums, mean_weight, variance):
+def variances(sums, others, mean_weight, variance):
     """Variance of predictions (residuals, where there are targets) within each cell.
 
     A cell of few samples says little of its own: each counts two more, of the mean variance.
@@ -308,16 +308,25 @@ def variances(sums, mean_weight, variance):
     mass = 0.0
     for k in range(sums.shape[2]):
         w = sums[0, MASS, k]
+        d = sums[0, VALUE, k] - sums[0, TARGET, k]
+        square = sums[0, SQUARE, k]
+        if others is not None:
+            Q = sums.shape[1]
+            w = max(0.0, w - others[Q + MASS, k])
+            d -= others[Q + VALUE, k] - others[Q + TARGET, k]
+            square -= others[Q + SQUARE, k]
         variance[k] = 0.0
         if w > 0.0:
-            d = sums[0, VALUE, k] - sums[0, TARGET, k]
-            variance[k] = max(0.0, sums[0, SQUARE, k] - d * d / w)
+            variance[k] = max(0.0, square - d * d / w)
             total += variance[k]
             mass += w
     few = 2.0 * mean_weight
     mean = total / mass if mass > 0.0 else 0.0
     for k in range(sums.shape[2]):
-        variance[k] = (variance[k] + few * mean) / (sums[0, MASS, k] + few)
+        w = sums[0, MASS, k]
+        if others is not None:
+            w = max(0.0, w - others[sums.shape[1] + MASS, k])
+        variance[k] = (variance[k] + few * mean) / (w + few)
 
 
 @compiled(inline="always")
@@ -636,8 +645,8 @@ def descend(
 
 @compiled(inline="always")
 def prices(
-    now, sums, pending, C, found, rows, settings, width, mean_weight, variance, awaits, base, l, u,
-    kappa, offset, y
+    now, pending, others, C, found, rows, settings, width, mean_weight, variance, awaits, base,
+    l, u, kappa, offset, y
 ):  # fmt: skip
     """Sides with their margins, prices, and what the memory moves: the pooled rule's numbers.
 
@@ -671,8 +680,10 @@ def prices(
                 base_f = FEATURES + 3 * (f - 1)
                 each += c * c * now[base_f + 2, k] + 2.0 * a * c * now[base_f, k]
             if each > 0.0:
-                served = sums[0, MASS, k] + pending[0, MASS, k]
-                share = awaits * pending[0, MASS, k] / served if served > 0.0 else 0.0
+                awaited = pending[0, MASS, k]
+                if others is not None:
+                    awaited -= others[MASS, k] - others[now.shape[0] + MASS, k]
+                share = awaits * min(max(awaited, 0.0) / now[MASS, k], 1.0)
                 noise += each * variance[k]
                 late += share * each * variance[k]
                 unknown += share * each
@@ -755,8 +766,9 @@ def open_batch(
     Args:
         cell, chances, weight, y, v: as for ``accumulate``.
         expected: whether y are forecasts.
-        others: ``(Q + 1, K)``, what of the sums other workers steer by; below them, in the first
-            column, its samples; ``None`` where the stream is not shared.
+        others: ``(2 Q + 1, K)``, what of the sums other workers steer by, first as ``combined`` has
+            them, then only those of known targets; below them, in the first column, its samples;
+            ``None`` where the stream is not shared.
         sets, ..., sides: the arrays of ``fairopt.online.layout.Programme``, as for ``evaluate``.
         now, mass, C, found, base: written.
 
@@ -767,7 +779,7 @@ def open_batch(
     combined(sums, pending, now)
     elsewhere = 0.0
     if others is not None:  # decided when it is compiled: without others it costs nothing
-        elsewhere = others[len(now), 0]
+        elsewhere = others[len(others) - 1, 0]
         for q in range(len(now)):
             for k in range(K):
                 now[q, k] -= others[q, k]
@@ -919,9 +931,9 @@ def steps(
             extent[0] = min(extent[0], scores[i])
             extent[1] = max(extent[1], scores[i])
         width = settings[RANGE] if settings[RANGE] < math.inf else extent[1] - extent[0]
-        variances(sums, mean_weight, variance)
+        variances(sums, others, mean_weight, variance)
         prices(
-            now, sums, pending, C, found, rows, settings, width, mean_weight, variance, awaits,
+            now, pending, others, C, found, rows, settings, width, mean_weight, variance, awaits,
             base, l, u, kappa, offset, dual,
         )  # fmt: skip
         if soft:
