@@ -51,6 +51,68 @@ def running_gap(x: Tensor, groups: Tensor, batch: int) -> np.ndarray:
     return gap[ends]
 
 
+def regression(seed: int, n: int = 20_000) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions of a regression that favours a group, by three units of 10; groups, targets."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = (torch.rand(n, generator=generator) < 0.3).long()
+    targets = 50 + 10 * torch.randn(n, generator=generator, dtype=torch.float64)
+    noise = torch.randn(n, generator=generator, dtype=torch.float64)
+    return 0.7 * targets + 15 + 4 * noise + 3 * groups, groups, targets
+
+
+def served_late(
+    stream: OnlineParity, scores: Tensor, groups: Tensor, targets: Tensor, delay: int, batch: int
+) -> Tensor:
+    """Serve all; the targets of each sample come ``delay`` samples later, the last at the end."""
+    n, seen, x = len(scores), 0, torch.empty_like(scores)
+    for first in range(0, n, 64):
+        last = min(first + 64, n)
+        part = slice(first, last)
+        x[part] = stream.run(scores[part], groups[part], batch_size=batch)
+        until = n if last == n else max(seen, last - delay)
+        if until > seen:
+            old = slice(seen, until)
+            stream.observe(targets[old], x[old], groups[old], scores=scores[old])
+            seen = until
+    return x
+
+
+KINDS = (
+    "exchangeable",
+    "by group",
+    "by score",
+    "by score, falling",
+    "shares and scores change",
+    "one group absent at first",
+    "extremes that turn",
+)
+
+
+def orders_of(kind: str, seed: int, n: int) -> tuple[Tensor, Tensor]:
+    """Streams that nature or an adversary may send, of two groups, between 0 and 1."""
+    rng = np.random.default_rng(seed)
+    groups = (rng.random(n) < rng.uniform(0.1, 0.9)).astype(np.int64)
+    scores = rng.beta(2, 3, n) * 0.7 + 0.3 * groups
+    if kind == "by group":
+        at = np.argsort(groups, kind="stable")
+        scores, groups = scores[at], groups[at]
+    elif kind == "by score":
+        at = np.argsort(scores)
+        scores, groups = scores[at], groups[at]
+    elif kind == "by score, falling":
+        at = np.argsort(-scores)
+        scores, groups = scores[at], groups[at]
+    elif kind == "shares and scores change":
+        late = np.arange(n) >= n // 2
+        groups = np.where(late, rng.random(n) < 0.8, rng.random(n) < 0.2).astype(np.int64)
+        scores = np.where(late, 0.6 * rng.random(n) + 0.4 * (1 - groups), 0.5 * scores)
+    elif kind == "one group absent at first":
+        groups[: n // 2] = 0
+    elif kind == "extremes that turn":
+        scores = ((np.arange(n) // rng.integers(1, 200)) % 2 == groups).astype(float)
+    return torch.from_numpy(scores.clip(0, 1)), torch.from_numpy(groups)
+
+
 def meet(streams: list[OnlineParity]) -> None:
     """What ``synchronize`` does in as many workers, in one process."""
     parts = [stream._part(f"rank {k}") for k, stream in enumerate(streams)]

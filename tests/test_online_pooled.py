@@ -9,7 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import adult_scores, order, running_gap
+from streams import (
+    KINDS,
+    adult_scores,
+    order,
+    orders_of,
+    regression,
+    running_gap,
+    served_late,
+)
 
 from fairopt import (
     QP,
@@ -54,7 +62,7 @@ def test_adult_by_sex(batch):
 
 
 @pytest.mark.parametrize(
-    ("on", "most"), [(("race",), 1.95), (("sex", "race"), 1.25)], ids=["race", "both"]
+    ("on", "most"), [(("race",), 1.65), (("sex", "race"), 1.15)], ids=["race", "both"]
 )
 @pytest.mark.parametrize("batch", [1, 64])
 def test_adult_by_race_and_by_both(on, most, batch):
@@ -62,119 +70,67 @@ def test_adult_by_race_and_by_both(on, most, batch):
     chosen = {name: groups[name] for name in on}
     notion = DemographicParity(0.05)
     optimum = change(project(scores, chosen, notion, bounds=(0, 1)), scores)
-    ends, changes = [], []
+    ends, runnings, changes = [], [], []
     for seed in range(ORDERS):
         at = order(seed, len(scores))
         stream = OnlineParity(notion, bounds=(0, 1))
         x = stream.run(scores[at], {k: v[at] for k, v in chosen.items()}, batch_size=batch)
         ends.append(stream.report().worst.excess)
+        gaps = [running_gap(x, codes[at], batch)[-(-2000 // batch) :] for codes in chosen.values()]
+        runnings.append(max(gap.max() for gap in gaps))
         changes.append(change(x, scores[at]))
     assert sum(end <= 0 for end in ends) >= 19 and max(ends) <= 0.001
+    assert sum(running < 0.065 for running in runnings) >= 19
     assert np.mean(changes) <= most * optimum
-
-
-def delayed(stream, scores, groups, targets, delay, batch):
-    """Serve all; the targets of each sample come ``delay`` samples later, the last at the end."""
-    n, seen, served = len(scores), 0, []
-    for first in range(0, n, 64):
-        last = min(first + 64, n)
-        part = slice(first, last)
-        served.append(stream.run(scores[part], groups[part], batch_size=batch))
-        until = n if last == n else max(seen, last - delay)
-        if until > seen:
-            x, old = torch.cat(served), slice(seen, until)
-            stream.observe(targets[old], x[old], groups[old], scores=scores[old])
-            seen = until
-    return torch.cat(served)
 
 
 @pytest.mark.parametrize("batch", [1, 64])
 @pytest.mark.parametrize("delay", [0, 1000])
 def test_equalized_odds_with_labels_that_come_later(delay, batch):
     scores, groups, targets = adult_scores()
-    notion, ends = EqualizedOdds(0.05), []
-    for seed in range(5):
+    notion, ends, changes = EqualizedOdds(0.05), [], []
+    sex = groups["sex"]
+    optimum = change(project(scores, sex, notion, targets, bounds=(0, 1)), scores)
+    for seed in range(10):
         at = order(seed, len(scores))
         stream = OnlineParity(notion, bounds=(0, 1))
-        x = delayed(stream, scores[at], groups["sex"][at], targets[at], delay, batch)
+        x = served_late(stream, scores[at], groups["sex"][at], targets[at], delay, batch)
         found = audit(x, groups["sex"][at], notion, targets[at])
         report = stream.report()
         assert (report.samples, report.pending) == (len(scores), 0)
         assert report.worst.value == pytest.approx(found.worst.value, abs=1e-12)
         ends.append(found.worst.excess)
-    assert audit(scores, groups["sex"], notion, targets).worst.excess > 0.04
-    assert max(ends) <= 0.001 and sum(end <= 0 for end in ends) >= 4
-
-
-def regression(seed, n=20_000):
-    """Predictions of a regression that favours a group, by three units of 10."""
-    generator = torch.Generator().manual_seed(seed)
-    groups = (torch.rand(n, generator=generator) < 0.3).long()
-    targets = 50 + 10 * torch.randn(n, generator=generator, dtype=torch.float64)
-    noise = torch.randn(n, generator=generator, dtype=torch.float64)
-    return 0.7 * targets + 15 + 4 * noise + 3 * groups, groups, targets
+        changes.append(change(x, scores[at]))
+    assert audit(scores, sex, notion, targets).worst.excess > 0.04
+    assert max(ends) <= 0.001 and sum(end <= 0 for end in ends) >= 9
+    # Served without labels, a shift reaches the wrong outcome too: 1.12 even with hindsight.
+    assert np.mean(changes) <= 1.5 * optimum
 
 
 @pytest.mark.parametrize("batch", [1, 64])
 @pytest.mark.parametrize("delay", [None, 1000])
 def test_mean_residual_on_a_regression(delay, batch):
-    notion, ends = MeanResidual(0.5), []
+    notion, ends, changes = MeanResidual(0.5), [], []
     for seed in range(10):
         scores, groups, targets = regression(seed)
         assert audit(scores, groups, notion, targets).worst.excess > 2
         stream = OnlineParity(notion, bounds=None)
         if delay is None:
-            stream.run(scores, groups, targets, batch_size=batch)
+            x = stream.run(scores, groups, targets, batch_size=batch)
         else:
-            delayed(stream, scores, groups, targets, delay, batch)
+            x = served_late(stream, scores, groups, targets, delay, batch)
         ends.append(stream.report().worst.excess / 0.5)
-    if delay is None:
-        assert max(ends) <= 0.02 and sum(end <= 0 for end in ends) >= 9
-    else:
-        # Nothing can answer to the last 1,000 targets: their noise alone moves the mean residual
-        # of a group of 6,000 by 0.014, or 0.03 of the tolerance, in one standard deviation.
-        assert max(ends) <= 0.09 and sum(end <= 0 for end in ends) >= 7
+        best = project(scores, groups, notion, targets, bounds=None)
+        changes.append(change(x, scores) / change(best, scores))
+    # Late targets too: nothing can answer to the last 1,000, and the margin counts their noise.
+    assert max(ends) <= 0.02 and sum(end <= 0 for end in ends) >= 9
+    # The first targets are few, and say little of the 1,000 that are awaited: no cause for haste.
+    assert np.mean(changes) <= (1.1 if delay is None else 1.6)
 
 
 # ---------------------------------------------------------------------------------------------
 # What is guaranteed
 # ---------------------------------------------------------------------------------------------
-
-
-def orders_of(kind, seed, n):
-    """Streams that nature or an adversary may send, of two groups, between 0 and 1."""
-    rng = np.random.default_rng(seed)
-    groups = (rng.random(n) < rng.uniform(0.1, 0.9)).astype(np.int64)
-    scores = rng.beta(2, 3, n) * 0.7 + 0.3 * groups
-    if kind == "by group":
-        at = np.argsort(groups, kind="stable")
-        scores, groups = scores[at], groups[at]
-    elif kind == "by score":
-        at = np.argsort(scores)
-        scores, groups = scores[at], groups[at]
-    elif kind == "by score, falling":
-        at = np.argsort(-scores)
-        scores, groups = scores[at], groups[at]
-    elif kind == "shares and scores change":
-        late = np.arange(n) >= n // 2
-        groups = np.where(late, rng.random(n) < 0.8, rng.random(n) < 0.2).astype(np.int64)
-        scores = np.where(late, 0.6 * rng.random(n) + 0.4 * (1 - groups), 0.5 * scores)
-    elif kind == "one group absent at first":
-        groups[: n // 2] = 0
-    elif kind == "extremes that turn":
-        scores = ((np.arange(n) // rng.integers(1, 200)) % 2 == groups).astype(float)
-    return torch.from_numpy(scores.clip(0, 1)), torch.from_numpy(groups)
-
-
-KINDS = (
-    "exchangeable",
-    "by group",
-    "by score",
-    "by score, falling",
-    "shares and scores change",
-    "one group absent at first",
-    "extremes that turn",
-)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,8 +143,8 @@ KINDS = (
 def test_identity_and_deterministic_bound(kind, seed, batch, step):
     """For two groups and one row, after every batch of ANY stream:
 
-    the identity      excess <= |multiplier - memory| / (step sqrt(n))  (report().bound),
-    the theorem       excess sqrt(n) <= max_t (R / share_t + |memory_t|) / step,
+    the identity      excess <= |multiplier - memory| / (1.5 step sqrt(n))  (report().bound),
+    the theorem       excess sqrt(n) <= max_t (R / share_t + |memory_t|) / (1.5 step),
 
     n = 1 / (1/n_a + 1/n_b), share_t the smaller group's share, R the width of the bounds.
     """
@@ -215,7 +171,7 @@ def test_identity_and_deterministic_bound(kind, seed, batch, step):
         size = float(1 / (1 / counts).sum())
         assert row.count == pytest.approx(size)
         share = float(counts.min() / counts.sum())
-        highest = max(highest, (1.0 / share + abs(memory)) / step)
+        highest = max(highest, (1.0 / share + abs(memory)) / (1.5 * step))
         assert found.excess * size**0.5 <= highest + 1e-9
 
 

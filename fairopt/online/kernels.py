@@ -70,7 +70,7 @@ HERE, CONSTANT, LOWER, UPPER, CURVATURE, COUNT, REACH, FOUND = 0, 1, 2, 3, 4, 5,
 # What ``positions`` says.
 DONE, BAD_CODE, BAD_SCORE = 0, 1, 2
 # Slots of the settings of the rule.
-STEP, FORGET, MARGIN, MOST_MARGIN, RANGE, LOW, HIGH, SETTINGS = 0, 1, 2, 3, 4, 5, 6, 7
+STEP, GENTLE, FORGET, MARGIN, RANGE, LOW, HIGH, SETTINGS = 0, 1, 2, 3, 4, 5, 6, 7
 
 NEWTON_STEPS = 40
 DESCENTS = 100
@@ -300,17 +300,34 @@ def evaluate(
 
 
 @compiled(inline="always")
-def spread(sums):
-    """Standard deviation of predictions (residuals, where there are targets) within the cells."""
+def variances(sums, others, mean_weight, variance):
+    """Variance of predictions (residuals, where there are targets) within each cell.
+
+    A cell of few samples says little of its own: each counts two more, of the mean variance.
+    """
     total = 0.0
     mass = 0.0
     for k in range(sums.shape[2]):
         w = sums[0, MASS, k]
+        d = sums[0, VALUE, k] - sums[0, TARGET, k]
+        square = sums[0, SQUARE, k]
+        if others is not None:
+            Q = sums.shape[1]
+            w = max(0.0, w - others[Q + MASS, k])
+            d -= others[Q + VALUE, k] - others[Q + TARGET, k]
+            square -= others[Q + SQUARE, k]
+        variance[k] = 0.0
         if w > 0.0:
-            d = sums[0, VALUE, k] - sums[0, TARGET, k]
-            total += max(0.0, sums[0, SQUARE, k] - d * d / w)
+            variance[k] = max(0.0, square - d * d / w)
+            total += variance[k]
             mass += w
-    return math.sqrt(total / mass) if mass > 0.0 else 0.0
+    few = 2.0 * mean_weight
+    mean = total / mass if mass > 0.0 else 0.0
+    for k in range(sums.shape[2]):
+        w = sums[0, MASS, k]
+        if others is not None:
+            w = max(0.0, w - others[sums.shape[1] + MASS, k])
+        variance[k] = (variance[k] + few * mean) / (w + few)
 
 
 @compiled(inline="always")
@@ -628,23 +645,64 @@ def descend(
 
 
 @compiled(inline="always")
-def prices(found, rows, settings, width, sigma, l, u, kappa, offset, y):
-    """Sides with their margins, prices, and what the memory moves: the pooled rule's numbers."""
-    for r in range(len(found)):
+def prices(
+    now, pending, others, C, found, rows, settings, width, mean_weight, variance, awaits, base,
+    l, u, kappa, offset, y
+):  # fmt: skip
+    """Sides with their margins, prices, and what the memory moves: the pooled rule's numbers.
+
+    Each row has two prices: number r is that beyond its aim, number m + r that beyond its sides.
+
+    Args:
+        variance: as ``variances`` has them.
+        awaits: the share of the pending samples' variance that their forecasts leave.
+        base, ..., y: ``(2 m,)``; the first half of ``base`` is copied, all else written.
+    """
+    m = len(found)
+    for r in range(m):
+        base[m + r] = base[r]
+        y[r], y[m + r] = 0.0, 0.0
+        offset[r], offset[m + r] = 0.0, 0.0
+        l[r], u[r] = found[r, LOWER], found[r, UPPER]
+        l[m + r], u[m + r] = l[r], u[r]
+        kappa[r], kappa[m + r] = 0.0, 0.0
         if found[r, HERE] == 0.0:
-            l[r], u[r], kappa[r], offset[r], y[r] = -math.inf, math.inf, 0.0, 0.0, 0.0
             continue
-        count = found[r, COUNT]
-        low, high = found[r, LOWER], found[r, UPPER]
-        most = settings[MOST_MARGIN] * 0.5 * (high - low)
+        # The variance of the value that chance leaves: of all samples, were none moved, over what
+        # the multiplier takes away; and of those whose targets nobody can have answered to.
+        noise = 0.0
+        late = 0.0
+        unknown = 0.0
+        for k in range(C.shape[2]):
+            a = C[r, 0, k]
+            each = a * a * now[MASS, k]
+            for f in range(1, C.shape[1]):
+                c = C[r, f, k]
+                base_f = FEATURES + 3 * (f - 1)
+                each += c * c * now[base_f + 2, k] + 2.0 * a * c * now[base_f, k]
+            if each > 0.0:
+                awaited = pending[0, MASS, k]
+                if others is not None:
+                    awaited -= others[MASS, k] - others[now.shape[0] + MASS, k]
+                share = awaits * min(max(awaited, 0.0) / now[MASS, k], 1.0)
+                noise += each * variance[k]
+                late += share * each * variance[k]
+                unknown += share * each
+        # What is not known yet counts for nothing in how firmly the value is held.
+        known = max(0.0, 1.0 - unknown / found[r, CURVATURE])
+        price = settings[STEP] * math.sqrt(known * found[r, COUNT])
+        if price == 0.0:
+            continue
+        ratio = settings[GENTLE] * price
+        noise = mean_weight * (noise / (1.0 + 2.0 * ratio) + late)
+        most = 0.5 * (u[r] - l[r])
         if math.isinf(most):
-            most = 0.1 * settings[MOST_MARGIN] * width * found[r, REACH]
-        root = math.sqrt(count)
-        noise = sigma * found[r, REACH] / (root * math.sqrt(root))
-        margin = min(settings[MARGIN] * noise, most)
-        l[r], u[r] = low + margin, high - margin
-        ratio = settings[STEP] * root
+            most = 0.1 * width * found[r, REACH]
+        margin = min(settings[MARGIN] * math.sqrt(noise), most)
+        l[r] += margin
+        u[r] = max(u[r] - margin, l[r])
         kappa[r] = ratio / found[r, CURVATURE]
+        kappa[m + r] = price / found[r, CURVATURE]
         offset[r] = rows[r, MEMORY] / ratio
         y[r] = rows[r, MULTIPLIER] / found[r, CURVATURE]
 
@@ -652,15 +710,17 @@ def prices(found, rows, settings, width, sigma, l, u, kappa, offset, y):
 @compiled(inline="always")
 def remember(found, rows, settings, width, y):
     """Multipliers after a batch, and the memory, which follows them."""
-    for r in range(len(found)):
+    m = len(found)
+    for r in range(m):
         if found[r, HERE] == 0.0:
             continue
-        rows[r, MULTIPLIER] = y[r] * found[r, CURVATURE]
+        rows[r, MULTIPLIER] = (y[r] + y[m + r]) * found[r, CURVATURE]
         root = math.sqrt(found[r, COUNT])
         time = 2.0 * settings[FORGET] * settings[STEP] * max(0.0, root - rows[r, SEEN])
         memory = rows[r, MEMORY]
-        # The identity: by how much the value is beyond its aim.
-        rows[r, AWAY] = (rows[r, MULTIPLIER] - memory) / (settings[STEP] * root)
+        # The identity: by how much the value can be beyond its sides.
+        both = (1.0 + settings[GENTLE]) * settings[STEP] * root
+        rows[r, AWAY] = (rows[r, MULTIPLIER] - memory) / both
         memory += (1.0 - math.exp(-time)) * (rows[r, MULTIPLIER] - memory)
         most = width * found[r, REACH]
         rows[r, MEMORY] = min(max(memory, -most), most)
@@ -707,16 +767,20 @@ def open_batch(
     Args:
         cell, chances, weight, y, v: as for ``accumulate``.
         expected: whether y are forecasts.
-        others: ``(Q + 1, K)``, what of the sums other workers steer by; below them, in the first
-            column, its samples; ``None`` where the stream is not shared.
+        others: ``(2 Q + 1, K)``, what of the sums other workers steer by, first as ``combined`` has
+            them, then only those of known targets; below them, in the first column, its samples;
+            ``None`` where the stream is not shared.
         sets, ..., sides: the arrays of ``fairopt.online.layout.Programme``, as for ``evaluate``.
         now, mass, C, found, base: written.
+
+    Returns:
+        The mean weight of a sample.
     """
     K, F = now.shape[1], v.shape[1]
     combined(sums, pending, now)
     elsewhere = 0.0
     if others is not None:  # decided when it is compiled: without others it costs nothing
-        elsewhere = others[len(now), 0]
+        elsewhere = others[len(others) - 1, 0]
         for q in range(len(now)):
             for k in range(K):
                 now[q, k] -= others[q, k]
@@ -742,6 +806,7 @@ def open_batch(
         found,
     )  # fmt: skip
     values(now, C, found, base)
+    return mean_weight
 
 
 @compiled(inline="always")
@@ -817,19 +882,27 @@ def stream(
     now = np.empty((sums.shape[1], K))
     C = np.empty((m, 1 + v.shape[1], K))
     found = np.empty((m, FOUND))
-    base, l, u = np.empty(m), np.empty(m), np.empty(m)
-    kappa, offset, dual = np.empty(m), np.empty(m), np.empty(m)
-    A = np.empty((m, longest if soft else K))
+    base, l, u = np.empty(2 * m), np.empty(2 * m), np.empty(2 * m)
+    kappa, offset, dual = np.empty(2 * m), np.empty(2 * m), np.empty(2 * m)
+    A = np.empty((2 * m, longest if soft else K))
     column = cell[:0] if soft else cell
     target = pending if expected else sums
-    total, free, v_rows, H, d, active = workspace(m, A.shape[1])
+    total, free, v_rows, H, d, active = workspace(2 * m, A.shape[1])
     sets, index, factor, const_index, const_factor, needs, sides = programme
-    mass = np.empty(len(programme[0]) + 1)
+    mass, variance = np.empty(len(programme[0]) + 1), np.empty(K)
+    # How much of the variance of what is awaited nobody knows: all, where targets are in a row's
+    # value, as in a mean residual; at most a quarter, a chance's q (1 - q), where they only divide
+    # samples into cells.
+    awaits = 0.25
+    for r in range(m):
+        for j in range(const_factor.shape[1]):
+            if const_factor[r, j] != 0.0 and const_index[r, j, OF] == TARGET:
+                awaits = 1.0
     return steps(
         scores, cell, column, chances, weight, y, v, batch, single, expected, soft, sums, pending,
         others, target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
         const_factor, needs, sides, now, mass, C, found, base, l, u, kappa, offset, dual, A, total,
-        free, v_rows, H, d, active, out,
+        free, v_rows, H, d, active, variance, awaits, out,
     )  # fmt: skip
 
 
@@ -838,7 +911,7 @@ def steps(
     scores, cell, column, chances, weight, y, v, batch, single, expected, soft, sums, pending,
     others, target, counts, totals, extent, rows, settings, sets, index, factor, const_index,
     const_factor, needs, sides, now, mass, C, found, base, l, u, kappa, offset, dual, A, total,
-    free, v_rows, H, d, active, out,
+    free, v_rows, H, d, active, variance, awaits, out,
 ):  # fmt: skip
     """The batches of ``stream``, in arrays that it has made.
 
@@ -851,8 +924,7 @@ def steps(
     worst = 0.0
     for first in range(0, n, batch):
         last = min(first + batch, n)
-        sigma = spread(sums)
-        open_batch(
+        mean_weight = open_batch(
             cell, chances, weight, y, v, first, last, expected, sums, pending, others, totals,
             sets, index, factor, const_index, const_factor, needs, sides, now, mass, C, found, base,
         )  # fmt: skip
@@ -860,7 +932,11 @@ def steps(
             extent[0] = min(extent[0], scores[i])
             extent[1] = max(extent[1], scores[i])
         width = settings[RANGE] if settings[RANGE] < math.inf else extent[1] - extent[0]
-        prices(found, rows, settings, width, sigma, l, u, kappa, offset, dual)
+        variances(sums, others, mean_weight, variance)
+        prices(
+            now, pending, others, C, found, rows, settings, width, mean_weight, variance, awaits,
+            base, l, u, kappa, offset, dual,
+        )  # fmt: skip
         if soft:
             loadings(C, cell, chances, v, first, last, A)
             columns = last - first
@@ -869,6 +945,9 @@ def steps(
             for r in range(m):
                 for k in range(K):
                     A[r, k] = C[r, 0, k]
+        for r in range(m):
+            for k in range(columns):
+                A[m + r, k] = A[r, k]
         error = project(
             scores, weight, column, first, last, A, columns, base, l, u, kappa, offset, lo, hi, out,
             dual, total, free, v_rows, H, d, active,

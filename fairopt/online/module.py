@@ -47,9 +47,9 @@ Feedback = Literal["pooled", "batch", "hard"]
 
 # The pooled rule's constants; docs/streaming.md says where each comes from. All are pure numbers.
 DEFAULT_STEP = {"pooled": 1.0, "batch": 0.01, "hard": 1.0}
-FORGET = 0.15
-MARGIN = 2.0
-MOST_MARGIN = 0.5
+GENTLE = 0.5
+FORGET = 0.05
+MARGIN = 2.5
 
 FAST = (torch.float32, torch.float64)
 CODES = (torch.int64, torch.int32, torch.uint8, torch.bool)
@@ -607,7 +607,7 @@ class OnlineParity(torch.nn.Module):
                 dtype,
             )  # fmt: skip
             found = np.array(
-                [self.step_size, FORGET, MARGIN, MOST_MARGIN, high - low, low, high], np.float64
+                [self.step_size, GENTLE, FORGET, MARGIN, high - low, low, high], np.float64
             )
             self._settings[dtype] = found
         return found

@@ -74,9 +74,10 @@ class Common:
             return
         there, left = self.state.moved(state.programme), (self.workers - 1) / self.workers
         Q, K = there.sums.shape[1:]
-        others = np.zeros((Q + 1, K))
-        kernels().combined(there.sums, there.pending, others[:-1])
+        others = np.zeros((2 * Q + 1, K))
+        kernels().combined(there.sums, there.pending, others[:Q])
         others[kernels().FORECAST] = 0.0  # there combined leaves a mean, of errors
+        others[Q:-1] = there.sums.sum(0)
         others[:-1] *= left
         others[-1, 0] = left * there.served
         state.others = others

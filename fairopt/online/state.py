@@ -55,10 +55,10 @@ class State:
         totals: int64, [samples, batches, samples whose targets are expected].
         extent: [least, greatest] score.
         rows: float64 ``(m, 4)``: multiplier, memory, the root of the count at the last update, and
-            how far the value was from its aim then.
+            how far outside its sides the value can have been then.
         paper: float64, the state of feedback="batch": [multiplier, its largest value, sum over
             batches of size times gap, in two parts].
-        others: float64 ``(Q + 1, K)``, what of the sums other workers steer by, as
+        others: float64 ``(2 Q + 1, K)``, what of the sums other workers steer by, as
             ``kernels.open_batch`` has it; ``None`` where the stream is not shared.
     """
 
@@ -110,7 +110,7 @@ class State:
                 kernels().merge_sums(getattr(new, name), getattr(self, name), place)
             new.counts[place] = self.counts
             if self.others is not None:
-                new.others = np.zeros((new.sums.shape[1] + 1, new.sums.shape[2]))
+                new.others = np.zeros((len(self.others), new.sums.shape[2]))
                 new.others[:-1, place] = self.others[:-1]
                 new.others[-1, 0] = self.others[-1, 0]
             row = {key: i for i, key in enumerate(programme.keys)}
