@@ -21,21 +21,24 @@ __all__ = ["Cells", "multipliers", "plain", "solve_cells", "tilt"]
 Array = NDArray[np.float64]
 
 
-def plain(tensor: Tensor) -> Array:
-    """As a contiguous array, so that each kernel is compiled once."""
-    return np.ascontiguousarray(tensor.numpy(), np.float64)
+def plain(tensor: Tensor, batch: int) -> Array:
+    """As a contiguous array, so that each kernel is compiled once; what the batch shares, repeated.
+
+    A kernel does not see where an array ends: none may be shorter than the batch.
+    """
+    return np.ascontiguousarray(tensor.expand(batch, *tensor.shape[1:]).numpy(), np.float64)
 
 
 class Cells:
     """Weights, cells and coefficients as arrays."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, batch: int) -> None:
         rows = problem.rows
         assert isinstance(rows, CellRows)
         self.arrays = (
-            plain(rows.weight),
-            np.ascontiguousarray(rows.cell.numpy(), np.int64),
-            plain(rows.coefficient),
+            plain(rows.weight, batch),
+            np.ascontiguousarray(rows.cell.expand(batch, -1).numpy(), np.int64),
+            plain(rows.coefficient, batch),
         )
 
 
@@ -49,11 +52,15 @@ def solve_cells(
     /,
 ) -> tuple[Tensor, Tensor]:
     """As ``solve_reduced``, where ``fairopt.kkt.has_cells``."""
-    cells = Cells(problem).arrays
-    W, F = active.numpy(), np.ascontiguousarray(free.numpy())
-    sums = np.empty((2, len(W), cells[2].shape[-1]))
-    low = np.zeros(W.shape) if row_right is None else plain(torch.where(active, row_right, 0.0))
-    d_, g = plain(d), plain(right)
+    batch = len(right)
+    cells = Cells(problem, batch).arrays
+    W = active.expand(batch, -1).numpy()
+    F = np.ascontiguousarray(free.expand(batch, -1).numpy())
+    sums = np.empty((2, batch, cells[2].shape[-1]))
+    low = np.zeros(W.shape)
+    if row_right is not None:
+        low = plain(torch.where(active, row_right, 0.0), batch)
+    d_, g = plain(d, batch), plain(right, batch)
     add(*cells, d_, F, g, sums)
     nu = multipliers(cells[2], sums, W, low)
     v = np.empty(g.shape)

@@ -25,16 +25,22 @@ class CellRefinement(Refinement):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        cells = Cells(problem).arrays
+        batch = len(self.linear)
+        cells = Cells(problem, batch).arrays
         self.coefficient = cells[2]
-        self.data = (*map(plain, (self.d, self.linear, self.lb, self.ub)), *cells)
-        self.sides = plain(self.l), plain(self.u)
+        vectors = (self.d, self.linear, self.lb, self.ub)
+        self.data = (*(plain(each, batch) for each in vectors), *cells)
+        self.sides = plain(self.l, batch), plain(self.u, batch)
 
     def point(self, x: Tensor, y: Tensor) -> Point:
+        batch = len(self.linear)
         bound_side = np.empty(x.shape, np.int8)
         row_side, weak = np.empty(y.shape, np.int8), np.empty(y.shape, np.bool_)
-        error, clear = np.empty(len(x)), np.empty(len(x), np.bool_)
-        judge(*self.data, *self.sides, plain(x), plain(y), bound_side, row_side, weak, error, clear)
+        error, clear = np.empty(batch), np.empty(batch, np.bool_)
+        judge(
+            *self.data, *self.sides, plain(x, batch), plain(y, batch), bound_side, row_side, weak,
+            error, clear,
+        )  # fmt: skip
         found = (torch.from_numpy(each) for each in (row_side, bound_side, weak, error, clear))
         return Point(x, y, *found)
 
@@ -44,8 +50,8 @@ class CellRefinement(Refinement):
         y, miss = np.empty(row_side.shape), np.empty(row_side.shape)
         sums = np.empty((2, len(y), self.coefficient.shape[-1]))
         reduce(
-            *self.data, *self.sides, plain(p.x), plain(p.y), bound_side, row_side, x, y, right,
-            sums, miss,
+            *self.data, *self.sides, plain(p.x, len(x)), plain(p.y, len(x)), bound_side, row_side,
+            x, y, right, sums, miss,
         )  # fmt: skip
         dy = multipliers(self.coefficient, sums, row_side != 0, miss)
         move(*self.data, dy, bound_side, right, x)

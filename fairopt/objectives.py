@@ -274,8 +274,9 @@ class Reader:
         """The projection of x onto rows and bounds, from which it differs by rounding."""
         stated = self.stated
         lower, upper = (t.detach().double().expand_as(x) for t in (stated.lower, stated.upper))
+        l, u = (side.detach().expand(len(x), -1) for side in (stated.l, stated.u))
         problem = trusted(
-            QP, P=torch.ones_like(x), q=-x, rows=stated.rows.detach(), l=stated.l.detach(),
-            u=stated.u.detach(), lb=lower, ub=upper, row_names=(), skipped=(), memo=None,
+            QP, P=torch.ones_like(x), q=-x, rows=stated.rows.detach().expand(len(x)), l=l, u=u,
+            lb=lower, ub=upper, row_names=(), skipped=(), memo=None,
         )  # fmt: skip
         return refine(problem, x, x.new_zeros(len(x), problem.shape[1]))[0]

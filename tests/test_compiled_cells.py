@@ -16,6 +16,7 @@ from fairopt import QP, CellRows, DemographicParity, DenseRows, formulate, solve
 from fairopt.cell_kkt import solve_cells
 from fairopt.cell_refinement import CellRefinement
 from fairopt.kkt import carriers, has_cells, solve_reduced
+from fairopt.problem import trusted
 from fairopt.refine import finish, refinement
 from fairopt.refinement import Refinement
 
@@ -88,6 +89,29 @@ def test_points_and_steps(problem: QP, seed: int) -> None:
         expected = plain.step(theirs)
         torch.testing.assert_close(x, expected[0], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(y, expected[1], rtol=1e-9, atol=1e-9)
+
+
+def test_what_a_batch_shares_is_shared() -> None:
+    """Also where it was not expanded: a kernel that read on behind it would find anything."""
+    C = torch.tensor([[[1.0, -1.0], [1.0, 1.0]]], dtype=torch.float64)
+    rows = CellRows(C, torch.tensor([[0, 1, 1]]), torch.ones(1, 3).double())
+    q = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    side = torch.tensor([[0.1, 0.2]], dtype=torch.float64)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    whole = QP(torch.ones(3).double(), q, rows, side, side, -1.0, 1.0)
+    short = trusted(
+        QP, P=one.expand(1, 3), q=q, rows=rows, l=side, u=side, lb=-one.expand(1, 3),
+        ub=one.expand(1, 3), row_names=(), skipped=(), memo=None,
+    )  # fmt: skip
+    x, y = torch.zeros(4, 3).double(), torch.zeros(4, 2).double()
+    a, b = Refinement(whole), CellRefinement(short)
+    assert b.point(x, y).row_side.tolist() == a.point(x, y).row_side.tolist()
+    torch.testing.assert_close(b.step(b.point(x, y)), a.step(a.point(x, y)))
+    active, free = torch.tensor([[True, True]]), torch.tensor([[True, False, True]])
+    short_v = solve_cells(short, active, free, one.expand(1, 3), q, side)[0]
+    torch.testing.assert_close(
+        short_v, solve_reduced(dense(whole), active, free, whole.P, q, side.expand(4, -1))[0]
+    )
 
 
 def test_what_overflows_is_no_solution() -> None:
