@@ -18,6 +18,9 @@ QPTH ?= qpth==0.0.18
 # What else to hand to pip (a constraint: make test PIP_ARGS='numpy<2'), to pytest and to the demo.
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# Processes that the tests are dealt out to; 0 runs them in one. Threads of OpenMP that wait must let
+# the others work: spinning, they make a test ten times as long.
+TEST_WORKERS ?= 2
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
@@ -38,7 +41,7 @@ demo: $(VENV)/.stamp-demo
 	$(python) -m fairopt demo $(DEMO_ARGS)
 
 test: $(VENV)/.stamp-test
-	$(python) -m pytest $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive $(python) -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp-lint
 	$(python) -m ruff check .

@@ -139,10 +139,9 @@ def solved(problem: QP) -> Solution:
 # ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
 @given(cases())
-def test_exact_and_as_clarabel_on_drawn_problems(case: Case) -> None:
+def exact_and_as_clarabel(case: Case) -> None:
     problem = case.problem()
     if not isinstance(problem.rows, PartitionedRows):
         seen["no rows"] += 1
@@ -173,9 +172,11 @@ def test_exact_and_as_clarabel_on_drawn_problems(case: Case) -> None:
     assert float((p.P * (ours - other) ** 2).sum()) <= 4 * gap
 
 
-def test_most_were_solved_in_classes_and_compared() -> None:
-    if not seen:
-        pytest.skip("runs after test_exact_and_as_clarabel_on_drawn_problems")
+@pytest.mark.slow
+def test_exact_and_as_clarabel_on_drawn_problems() -> None:
+    """And most of them were solved in classes, and compared."""
+    seen.clear()
+    exact_and_as_clarabel()
     assert seen["in classes"] > 0.8 * seen["drawn"], seen
     assert seen["compared"] > 0.5 * seen["drawn"], seen
 
@@ -194,10 +195,9 @@ def strictly_complementary(problem: QP, solution: Solution) -> bool:
     )
 
 
-@pytest.mark.slow
 @settings(max_examples=150, suppress_health_check=list(HealthCheck), deadline=None)
 @given(cases(largest=120), st.integers(0, 2**31))
-def test_backward_is_the_shared_one_on_drawn_problems(case: Case, seed: int) -> None:
+def backward_is_the_shared_one(case: Case, seed: int) -> None:
     problem = case.problem()
     assume(isinstance(problem.rows, PartitionedRows))
     backend = Numba()
@@ -220,9 +220,11 @@ def test_backward_is_the_shared_one_on_drawn_problems(case: Case, seed: int) -> 
     )
 
 
-def test_most_adjoints_came_from_classes() -> None:
-    if not seen["adjoints"]:
-        pytest.skip("runs after test_backward_is_the_shared_one_on_drawn_problems")
+@pytest.mark.slow
+def test_backward_is_the_shared_one_on_drawn_problems() -> None:
+    """And most adjoints came from classes."""
+    seen.clear()
+    backward_is_the_shared_one()
     assert seen["adjoints in classes"] > 0.5 * seen["adjoints"], seen
 
 
