@@ -41,7 +41,7 @@ Array = NDArray[Any]
 KEPT = 16  # idle workspaces; one holds about ten copies of the problem's entries
 # Of eps and of max_iter. Refinement makes most problems exact after the first, and what does not
 # converge there may do so, or turn out infeasible, to more precision.
-STAGES = ((1e2, 0.1), (1.0, 1.0), (1e-3, 1.0))
+STAGES = ((1e3, 0.1), (1.0, 1.0), (1e-3, 1.0))
 # OSQP's own precision for certificates. That no point exists is then made exact and checked.
 CERTIFICATE = 1e-7
 
@@ -71,7 +71,7 @@ class OSQP(Backend):
     Args:
         eps: stop when the residuals of a problem, scaled to a size of about 1, are below this, both
             absolutely and relative to their terms. The solution is made exact from there: already
-            from a hundred times this where that succeeds, and where it fails, because the wrong
+            from a thousand times this where that succeeds, and where it fails, because the wrong
             constraints seem active, from a thousandth.
         max_iter: stop each of these three after this many iterations, the first after a tenth.
         threads: at most this many problems of a batch at a time; by default
