@@ -26,7 +26,9 @@ def plain(tensor: Tensor, batch: int) -> Array:
 
     A kernel does not see where an array ends: none may be shorter than the batch.
     """
-    return np.ascontiguousarray(tensor.expand(batch, *tensor.shape[1:]).numpy(), np.float64)
+    if len(tensor) != batch:
+        tensor = tensor.expand(batch, *tensor.shape[1:])
+    return np.ascontiguousarray(tensor.numpy(), np.float64)
 
 
 class Cells:

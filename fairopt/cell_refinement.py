@@ -14,7 +14,7 @@ from torch import Tensor
 from fairopt.cell_kkt import Cells, multipliers, plain, tilt
 from fairopt.compiled import compiled
 from fairopt.problem import Problem
-from fairopt.refinement import CLEAR, WEAK, Point, Refinement
+from fairopt.refinement import CLEAR, WEAK, Point, Refinement, finite
 from fairopt.solution import TINY
 
 __all__ = ["CellRefinement"]
@@ -31,6 +31,12 @@ class CellRefinement(Refinement):
         vectors = (self.d, self.linear, self.lb, self.ub)
         self.data = (*(plain(each, batch) for each in vectors), *cells)
         self.sides = plain(self.l, batch), plain(self.u, batch)
+
+    def start(self, x: Tensor, y: Tensor) -> Point:
+        batch = len(self.linear)
+        here = np.empty((batch, x.shape[-1]))
+        inside(plain(x, batch), *self.data[2:4], here)
+        return self.point(torch.from_numpy(here), finite(y))
 
     def point(self, x: Tensor, y: Tensor) -> Point:
         batch = len(self.linear)
@@ -56,6 +62,15 @@ class CellRefinement(Refinement):
         dy = multipliers(self.coefficient, sums, row_side != 0, miss)
         move(*self.data, dy, bound_side, right, x)
         return torch.from_numpy(x), torch.from_numpy(y + dy)
+
+
+@compiled()
+def inside(x, lb, ub, out):
+    """x clipped into the bounds, zero taken for what is not finite."""
+    for b in range(len(x)):
+        for i in range(x.shape[1]):
+            z = x[b, i] if abs(x[b, i]) < np.inf else 0.0
+            out[b, i] = min(max(z, lb[b, i]), ub[b, i])
 
 
 @compiled()

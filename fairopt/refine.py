@@ -21,7 +21,7 @@ from torch import Tensor
 from fairopt.kkt import Reduced, has_cells, metric, solve_reduced
 from fairopt.least_norm import least_norm
 from fairopt.problem import LP, Problem
-from fairopt.refinement import EXACT, Point, Refinement, clipped
+from fairopt.refinement import EXACT, Point, Refinement, clipped, finite
 from fairopt.solution import ROW_PRECISION, Solution, Status
 
 __all__ = ["finish", "proves_infeasible", "refine", "refined", "sharpen_proof"]
@@ -59,7 +59,7 @@ def refined(
 ) -> Point:
     """``refine``, with the active set and the error of what it found."""
     work = refinement(problem, reduced)
-    best = now = work.point(work.clip(finite(x)), finite(row_dual))
+    best = now = work.start(x, row_dual)
     steps, ascents = ROUNDS, ASCENTS
     while steps and ascents:
         new = work.point(*work.step(now))
@@ -141,10 +141,6 @@ def finish(
         if sure and not failed and bool(point.clear.all())
         else None,
     )
-
-
-def finite(tensor: Tensor) -> Tensor:
-    return torch.nan_to_num(tensor.double(), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def rounded_inside(x: Tensor, dtype: torch.dtype, lb: Tensor, ub: Tensor) -> Tensor:

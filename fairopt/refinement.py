@@ -24,7 +24,7 @@ from fairopt.kkt import Reduced, metric, solve_reduced
 from fairopt.problem import LP, Problem, Rows
 from fairopt.solution import TINY, gradient
 
-__all__ = ["CLEAR", "EXACT", "WEAK", "Point", "Refinement", "clipped"]
+__all__ = ["CLEAR", "EXACT", "WEAK", "Point", "Refinement", "clipped", "finite"]
 
 EXACT = 1e-15  # relative to the size of the terms: nothing is left to correct
 # Of the terms that x is the sum of: P^-1 q, and what a step cancels.
@@ -103,6 +103,10 @@ class Refinement:
 
     def clip(self, x: Tensor) -> Tensor:
         return clipped(x, self.lb, self.ub)
+
+    def start(self, x: Tensor, y: Tensor) -> Point:
+        """Judge any x and y: what is not finite is replaced by zero, and x is clipped."""
+        return self.point(self.clip(finite(x)), finite(y))
 
     def point(self, x: Tensor, y: Tensor) -> Point:
         """Judge x, which lies within the bounds, and y."""
@@ -204,6 +208,11 @@ class Refinement:
         # A little further than the end, or rounding may stop short of it.
         alpha = torch.where(moved, (1 + 1e-6) * end, 0.0)
         return p.y + alpha.unsqueeze(-1) * t, moved
+
+
+def finite(tensor: Tensor) -> Tensor:
+    """In float64, zero where it was not finite."""
+    return torch.nan_to_num(tensor.double(), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def clipped(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

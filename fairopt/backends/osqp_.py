@@ -204,6 +204,7 @@ class Workspace:
     def __init__(self, form: Scaled) -> None:
         self.form = form
         self.price: Array | None = None
+        self.limits: tuple[float, int] | None = None
         self.solver = osqp.OSQP(algebra="builtin")
         self.solver.setup(
             form.P_pattern.matrix(form.P), form.q, form.A_pattern.matrix(form.A), form.l, form.u,
@@ -234,7 +235,9 @@ class Workspace:
 
     def solve(self, eps: float, max_iter: int) -> Any:
         """From where the last solve ended, or ``update`` put it."""
-        self.solver.update_settings(eps_abs=eps, eps_rel=eps, max_iter=max_iter)
+        if self.limits != (eps, max_iter):
+            self.solver.update_settings(eps_abs=eps, eps_rel=eps, max_iter=max_iter)
+            self.limits = eps, max_iter
         answer = self.solver.solve(raise_error=False)
         self.price = self.form.t * answer.y[: len(self.form.t)]
         return answer
