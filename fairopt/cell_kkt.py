@@ -16,7 +16,7 @@ from fairopt.compiled import compiled
 from fairopt.least_norm import least_norm
 from fairopt.problem import CellRows, Problem, cell_factor
 
-__all__ = ["Cells", "multipliers", "plain", "solve_cells", "tilt"]
+__all__ = ["cells_of", "multipliers", "plain", "solve_cells", "tilt"]
 
 Array = NDArray[np.float64]
 
@@ -31,17 +31,12 @@ def plain(tensor: Tensor, batch: int) -> Array:
     return np.ascontiguousarray(tensor.numpy(), np.float64)
 
 
-class Cells:
+def cells_of(problem: Problem, batch: int) -> tuple[Array, NDArray[np.int64], Array]:
     """Weights, cells and coefficients as arrays."""
-
-    def __init__(self, problem: Problem, batch: int) -> None:
-        rows = problem.rows
-        assert isinstance(rows, CellRows)
-        self.arrays = (
-            plain(rows.weight, batch),
-            np.ascontiguousarray(rows.cell.expand(batch, -1).numpy(), np.int64),
-            plain(rows.coefficient, batch),
-        )
+    rows = problem.rows
+    assert isinstance(rows, CellRows)
+    cell = np.ascontiguousarray(rows.cell.expand(batch, -1).numpy(), np.int64)
+    return plain(rows.weight, batch), cell, plain(rows.coefficient, batch)
 
 
 def solve_cells(
@@ -55,9 +50,8 @@ def solve_cells(
 ) -> tuple[Tensor, Tensor]:
     """As ``solve_reduced``, where ``fairopt.kkt.has_cells``."""
     batch = len(right)
-    cells = Cells(problem, batch).arrays
-    W = active.expand(batch, -1).numpy()
-    F = np.ascontiguousarray(free.expand(batch, -1).numpy())
+    cells = cells_of(problem, batch)
+    W, F = (np.ascontiguousarray(each.expand(batch, -1).numpy()) for each in (active, free))
     sums = np.empty((2, batch, cells[2].shape[-1]))
     low = np.zeros(W.shape)
     if row_right is not None:

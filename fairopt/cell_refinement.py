@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairopt.cell_kkt import Cells, multipliers, plain, tilt
+from fairopt.cell_kkt import cells_of, multipliers, plain, tilt
 from fairopt.compiled import compiled
 from fairopt.problem import Problem
 from fairopt.refinement import CLEAR, WEAK, Point, Refinement, finite
@@ -26,7 +26,7 @@ class CellRefinement(Refinement):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         batch = len(self.linear)
-        cells = Cells(problem, batch).arrays
+        cells = cells_of(problem, batch)
         self.coefficient = cells[2]
         vectors = (self.d, self.linear, self.lb, self.ub)
         self.data = (*(plain(each, batch) for each in vectors), *cells)

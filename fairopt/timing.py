@@ -120,9 +120,7 @@ def time_backends(
         raise ProblemError(f"samples: expected numbers of at least 1, got {list(samples)}")
     if not seconds > 0:
         raise ProblemError(f"seconds: expected a number above 0, got {seconds}")
-    place = torch.device(device)
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ProblemError(f"device: expected one that is here, got {device!r}; take cpu")
+    place = the_device(device)
     found: list[Timing] = []
     for n in samples:
         progress(f"{n:,} samples")
@@ -135,6 +133,18 @@ def time_backends(
         raise ProblemError("backends: expected one that takes the problem; " + found[0].refusal)
     device = torch.cuda.get_device_name(place) if place.type == "cuda" else str(place)
     return Timings(problem, device, torch.get_num_threads(), tuple(found))
+
+
+def the_device(name: str) -> torch.device:
+    """The device of that name, if it can be used."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ProblemError(
+            f"device: expected one that is here, such as cpu, got {name!r}"
+        ) from error
+    return device
 
 
 def step(drawn: Drawn, backend: str, device: torch.device) -> Callable[[], None]:
@@ -165,15 +175,13 @@ def times_of(n: int, steps: dict[str, Callable[[], None]], seconds: float) -> li
             first[name], times[name] = clocked(once), [clocked(once)]
         except UnsupportedProblemError as error:  # noqa: PERF203 - once per backend
             refusals[name] = str(error)
-    slow = {name for name, (taken,) in times.items() if taken > seconds}
-    quick = {name: taken for name, taken in times.items() if name not in slow}
-    for taken in quick.values():
-        taken.clear()
+    quick = [name for name, (taken,) in times.items() if taken <= seconds]
+    times |= {name: [] for name in quick}
     gc.collect()
     began, rounds = time.perf_counter(), 0
     while quick and (rounds < FEWEST or time.perf_counter() - began < seconds):
-        for name, taken in quick.items():
-            taken.append(clocked(steps[name]))
+        for name in quick:
+            times[name].append(clocked(steps[name]))
         rounds += 1
     nothing = (math.nan,) * 4
     return [

@@ -39,7 +39,7 @@ from fairopt.agreement.degeneracy import standing
 from fairopt.backends import Adjoint, Backend, Capabilities
 from fairopt.backends.numba_ import Numba
 from fairopt.cli import main
-from fairopt.commands.compare import NOTIONS as COMPARE_NOTIONS
+from fairopt.commands.arguments import NOTIONS as COMPARE_NOTIONS
 from fairopt.compare import NOTIONS, Drawn, draw
 from fairopt.problem import Problem
 

@@ -96,10 +96,10 @@ def test_an_unknown_backend() -> None:
         time_backends(Drawn(), [10], ["nonesuch"])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there() -> None:
-    with pytest.raises(ProblemError, match="device: expected one that is here, got 'cuda'"):
-        time_backends(Drawn(), [10], ["numba"], device="cuda")
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta?"])
+def test_a_device_that_is_not_there(name: str) -> None:
+    with pytest.raises(ProblemError, match="device: expected one that is here, such as cpu, got"):
+        time_backends(Drawn(), [10], ["numba"], device=name)
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -114,3 +114,5 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert written["problem"]["notion"] == "equalized-odds"
     assert main(["bench", "--backends", "nonesuch"]) == 2
     assert "nonesuch" in capsys.readouterr().err
+    assert main(["bench", "--json", str(tmp_path / "nowhere" / "times.json")]) == 2
+    assert "cannot open" in capsys.readouterr().err

@@ -9,11 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["INTERRUPTED", "USAGE_ERROR", "at_least", "bound", "finite", "names", "write_json"]
+__all__ = [
+    "INTERRUPTED", "NOTIONS", "USAGE_ERROR", "add_drawing", "at_least", "bound", "drawing",
+    "finite", "names", "write_json",
+]  # fmt: skip
 
 # Exit statuses.
 USAGE_ERROR = 2
 INTERRUPTED = 130
+
+
+NOTIONS = (
+    "demographic-parity",
+    "equal-opportunity",
+    "predictive-equality",
+    "equalized-odds",
+    "mean-residual",
+)
+DRAWING = ("groups", "notion", "comparison", "tolerance", "batch", "bounds", "dtype", "seed")
 
 
 def write_json(figures: dict[str, Any], path: Path) -> None:
@@ -57,3 +70,27 @@ def bound(text: str) -> float | None:
 def names(text: str) -> list[str]:
     """The type of an argument: names with commas between them."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def add_drawing(parser: Any, groups: int = 3) -> None:
+    """The arguments of a parity problem to draw, but for its size; ``drawing`` reads them."""
+    parser.add_argument("--groups", type=at_least(1), metavar="COUNT", help=f"default: {groups}")
+    parser.add_argument("--notion", choices=NOTIONS, help="of parity; default: demographic-parity")
+    parser.add_argument(
+        "--comparison", choices=("pairwise", "overall"),
+        help="each pair of groups, or each group with all; default: pairwise",
+    )  # fmt: skip
+    parser.add_argument("--tolerance", type=finite, metavar="GAP", help="default: 0.05")
+    parser.add_argument("--batch", type=at_least(1), metavar="COUNT", help="problems; default: 1")
+    parser.add_argument(
+        "--bounds", type=bound, nargs=2, metavar=("LOWER", "UPPER"),
+        help="numbers, or none; default: 0 1",
+    )  # fmt: skip
+    parser.add_argument("--dtype", choices=("float64", "float32"), help="default: float64")
+    parser.add_argument("--seed", type=at_least(0), help="default: 0")
+
+
+def drawing(arguments: argparse.Namespace, *others: str) -> dict[str, Any]:
+    """Which of these, and of others, were given; the rest has its default in ``Drawn``."""
+    chosen = {name: getattr(arguments, name) for name in (*others, *DRAWING)}
+    return {name: value for name, value in chosen.items() if value is not None}

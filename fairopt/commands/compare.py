@@ -7,21 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fairopt.commands.arguments import at_least, bound, finite, names, write_json
+from fairopt.commands.arguments import (
+    add_drawing,
+    at_least,
+    drawing,
+    finite,
+    names,
+    write_json,
+)
 from fairopt.errors import ProblemError
 
 __all__ = ["add"]
-
-NOTIONS = (
-    "demographic-parity",
-    "equal-opportunity",
-    "predictive-equality",
-    "equalized-odds",
-    "mean-residual",
-)
-DRAWING = (
-    "samples", "groups", "notion", "comparison", "tolerance", "batch", "bounds", "dtype", "seed"
-)  # fmt: skip
 
 
 def add(commands: Any) -> None:
@@ -38,20 +34,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     draw = compare.add_argument_group("the problem to draw")
     draw.add_argument("--samples", type=at_least(1), metavar="COUNT", help="default: 200")
-    draw.add_argument("--groups", type=at_least(1), metavar="COUNT", help="default: 3")
-    draw.add_argument("--notion", choices=NOTIONS, help="of parity; default: demographic-parity")
-    draw.add_argument(
-        "--comparison", choices=("pairwise", "overall"),
-        help="each pair of groups, or each group with all; default: pairwise",
-    )  # fmt: skip
-    draw.add_argument("--tolerance", type=finite, metavar="GAP", help="default: 0.05")
-    draw.add_argument("--batch", type=at_least(1), metavar="COUNT", help="problems; default: 1")
-    draw.add_argument(
-        "--bounds", type=bound, nargs=2, metavar=("LOWER", "UPPER"),
-        help="numbers, or none; default: 0 1",
-    )  # fmt: skip
-    draw.add_argument("--dtype", choices=("float64", "float32"), help="default: float64")
-    draw.add_argument("--seed", type=at_least(0), help="default: 0")
+    add_drawing(draw)
 
     how = compare.add_argument_group("the comparison")
     how.add_argument(
@@ -97,8 +80,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from fairopt.agreement import cross_validate
     from fairopt.storage import load_problem, save_problem
 
-    chosen = {name: getattr(arguments, name) for name in DRAWING}
-    given = {name: value for name, value in chosen.items() if value is not None}
+    given = drawing(arguments, "samples")
     if arguments.file is not None and given:
         raise ProblemError(
             f"expected a file, or how to draw a problem, got both (--{', --'.join(given)}); leave "
