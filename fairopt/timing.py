@@ -33,7 +33,7 @@ class Timing:
             where the backend does not take the problem.
         first: seconds of the first call, which may load and compile.
         rounds: how often it was measured.
-        refusal: why the backend does not take the problem, else ``""``.
+        refusal: why the backend does not take the problem, or was left out; else ``""``.
     """
 
     samples: int
@@ -77,7 +77,9 @@ class Timings:
                 shown(line[name], best).rjust(w) for name, w in zip(names, widths, strict=True)
             )
             lines.append(f"{samples:>9,}  " + "  ".join(cells))
-        lines.append("*: the fastest" + "; -: refused" * any(each.refusal for each in self.timings))
+        lines.append(
+            "*: the fastest" + "; -: not timed" * any(each.refusal for each in self.timings)
+        )
         lines += dict.fromkeys(
             f"{each.backend}: {each.refusal}" for each in self.timings if each.refusal
         )
@@ -109,7 +111,7 @@ def time_backends(
         names: of backends; those that are installed if ``None``.
         device: of the tensors.
         seconds: for each number of samples, about. What takes longer has one turn, after its
-            first call; the others at least three.
+            first call, and is left out of larger problems; the others have at least three.
         progress: called with a line of text before each number of samples.
 
     Raises:
@@ -124,11 +126,17 @@ def time_backends(
     found: list[Timing] = []
     for n in samples:
         progress(f"{n:,} samples")
-        steps = {
-            name: step(replace(problem, samples=n), name, place)
-            for name in names or backends.available()
-        }
-        found += times_of(n, steps, seconds)
+        refusals: dict[str, str] = {}
+        steps = {}
+        for name in names or backends.available():
+            steps[name] = step(replace(problem, samples=n), name, place)
+            for earlier in found:
+                if earlier.backend == name and earlier.samples < n and earlier.median > seconds:
+                    refusals[name] = (
+                        f"left out of more than {earlier.samples:,} samples, where a call took "
+                        f"{earlier.median:.2g} s; give it more --seconds"
+                    )
+        found += times_of(n, steps, seconds, refusals)
     if all(each.refusal for each in found):
         raise ProblemError("backends: expected one that takes the problem; " + found[0].refusal)
     device = torch.cuda.get_device_name(place) if place.type == "cuda" else str(place)
@@ -165,15 +173,22 @@ def step(drawn: Drawn, backend: str, device: torch.device) -> Callable[[], None]
     return once
 
 
-def times_of(n: int, steps: dict[str, Callable[[], None]], seconds: float) -> list[Timing]:
-    """All of them in turn; what takes longer than ``seconds`` has one turn."""
+def times_of(
+    n: int, steps: dict[str, Callable[[], None]], seconds: float, refusals: dict[str, str]
+) -> list[Timing]:
+    """All of them in turn; what takes longer than ``seconds`` has one turn.
+
+    Args:
+        refusals: why some are left out; those that refuse the problem are added.
+    """
     first: dict[str, float] = {}
     times: dict[str, list[float]] = {}
-    refusals: dict[str, str] = {}
     for name, once in steps.items():
+        if name in refusals:
+            continue
         try:
             first[name], times[name] = clocked(once), [clocked(once)]
-        except UnsupportedProblemError as error:  # noqa: PERF203 - once per backend
+        except UnsupportedProblemError as error:
             refusals[name] = str(error)
     quick = [name for name, (taken,) in times.items() if taken <= seconds]
     times |= {name: [] for name in quick}

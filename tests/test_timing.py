@@ -63,6 +63,12 @@ def test_what_is_slow_has_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == {"numba": 2 + 4, "osqp": 2}
     assert [(t.median, t.rounds) for t in found.timings] == [(0.25, 4), (5.0, 1)]
 
+    calls.update(numba=0, osqp=0)
+    found = time_backends(Drawn(), [10, 30, 5], ["numba", "osqp"], seconds=1.0)
+    assert calls == {"numba": 3 * 6, "osqp": 2 + 2}  # left out of the larger problem only
+    assert [t.rounds for t in found.timings if t.backend == "osqp"] == [1, 0, 1]
+    assert "osqp: left out of more than 10 samples, where a call took 5 s" in str(found)
+
 
 def test_the_table_of_one_size() -> None:
     timings = (
@@ -71,7 +77,7 @@ def test_the_table_of_one_size() -> None:
     )
     text = str(Timings(Drawn(), "cpu", 2, timings))
     assert text.splitlines()[2].split() == ["1,000", "0.12*", "2500"]
-    assert "refused" not in text
+    assert "not timed" not in text
 
 
 @pytest.mark.parametrize(

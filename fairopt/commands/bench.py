@@ -44,7 +44,8 @@ def add(commands: Any) -> None:
     )
     bench.add_argument(
         "--seconds", type=finite, default=1.0, metavar="NUMBER",
-        help="for each line; a backend that takes longer has one turn; default: 1",
+        help="for each line; a backend that takes longer has one turn, and none in larger "
+        "problems; default: 1",
     )  # fmt: skip
     bench.add_argument("--json", type=Path, metavar="FILE", help="for all figures, too")
     bench.set_defaults(command=_bench)
