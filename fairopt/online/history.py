@@ -14,7 +14,7 @@ from fairopt.errors import ProblemError
 from fairopt.online.layout import Floats, Integers, Programme
 from fairopt.online.packing import packed, unpacked
 from fairopt.online.report import pooled
-from fairopt.online.state import State
+from fairopt.online.state import MULTIPLIER, State
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -232,7 +232,7 @@ def table(state: State, made: Programme) -> Floats:
     _, value, found = pooled(state, made)
     low, high = found[:, 2], found[:, 3]
     excess = np.maximum(0.0, np.maximum(low - value, value - high))
-    columns = np.stack([value, low, high, excess, state.rows[:, 0]])
+    columns = np.stack([value, low, high, excess, state.rows[:, MULTIPLIER]])
     return np.where(found[:, 0] > 0.0, columns, np.nan)
 
 

@@ -34,7 +34,17 @@ from fairopt.online.reading import (
 )
 from fairopt.online.report import OnlineReport, report_of
 from fairopt.online.sharing import Common, Part, meeting, origin_of, parts_from, pooled, resumed
-from fairopt.online.state import ARRAYS, EXTRAS, State, kernels
+from fairopt.online.state import (
+    ARRAYS,
+    AWAY,
+    EXTRAS,
+    MEMORY,
+    MULTIPLIER,
+    PENDING,
+    SAMPLES,
+    State,
+    kernels,
+)
 from fairopt.online.workers import gather
 from fairopt.samples import GroupCounts, Groups
 
@@ -219,7 +229,7 @@ class OnlineParity(torch.nn.Module):
             served = read(
                 self.constraints, known, predictions, groups, targets, weights, *arguments
             ).scores
-            n, awaited = len(served), int(self._state.totals[2])
+            n, awaited = len(served), int(self._state.totals[PENDING])
             if n > awaited or len(actual.scores) != n:
                 raise ProblemError(
                     f"observe: expected at most {awaited} samples, as many as await targets, got "
@@ -242,11 +252,11 @@ class OnlineParity(torch.nn.Module):
             compiled.replace_forecast(
                 state.sums, actual.cell, actual.chances, actual.weight, actual.y, forecast.y
             )
-            state.totals[0] += n
-            state.totals[2] -= n
-            if state.totals[2] == 0:
+            state.totals[SAMPLES] += n
+            state.totals[PENDING] -= n
+            if state.totals[PENDING] == 0:
                 state.pending[...] = 0.0
-            state.rows[:, 3] = math.inf
+            state.rows[:, AWAY] = math.inf
             self._commit(state)
 
     def count(
@@ -291,9 +301,7 @@ class OnlineParity(torch.nn.Module):
                     + "and they are read from the scores"
                 )
             self._check(samples)
-            state = self._state
-            grown = samples.programme is not state.programme
-            working = state.moved(samples.programme) if grown else state.copy()
+            working = self._working(samples)
             arrays = samples.programme.arrays()
             step = self.step_size if self.feedback == "batch" else None
             size = len(x) if given.dim() == 1 or given.shape[1] == 1 else given.shape[1]
@@ -303,8 +311,7 @@ class OnlineParity(torch.nn.Module):
                 count_batch(working, part, x[first : first + size], arrays, step)
                 if records is not None:
                     records.take(working)
-            self._commit(working) if grown else self._overwrite(working)
-            self._records = records
+            self._keep(working, records)
 
     def _serve(
         self,
@@ -325,16 +332,13 @@ class OnlineParity(torch.nn.Module):
                 self.group_counts, self.unknown_group,
             )  # fmt: skip
             self._check(samples)
-            state = self._state
-            grown = samples.programme is not state.programme
-            working = state.moved(samples.programme) if grown else state.copy()
+            working = self._working(samples)
             size = len(samples.scores) if batch_size is None else batch_size
             kept = self._records if update else None
             records = None if kept is None else kept.copy()
             x = self._through(working, samples, size, scores.dtype, records)
             if update:
-                self._commit(working) if grown else self._overwrite(working)
-                self._records = records
+                self._keep(working, records)
         return torch.from_numpy(x).to(scores.device, scores.dtype).reshape(scores.shape)
 
     def _fast(self, scores: Tensor, groups: Groups, batch_size: int | None) -> Tensor | None:
@@ -411,10 +415,9 @@ class OnlineParity(torch.nn.Module):
         bounds = float(settings[5]), float(settings[6])
         if self.feedback == "batch":
             return paper_batch(state, part, arrays, bounds, self.step_size)
-        served = int(state.totals[0] + state.totals[2])
-        if self.feedback == "hard" and served + len(part.scores) > self.warm_up:
+        if self.feedback == "hard" and state.served + len(part.scores) > self.warm_up:
             x, dual, left = hard_batch(state, part, arrays, bounds)
-            state.rows[:, 0], state.rows[:, 1], state.rows[:, 3] = dual, 0.0, left
+            state.rows[:, MULTIPLIER], state.rows[:, MEMORY], state.rows[:, AWAY] = dual, 0.0, left
             state.extent[0] = min(state.extent[0], part.scores.min())
             state.extent[1] = max(state.extent[1], part.scores.max())
             return x
@@ -669,10 +672,19 @@ class OnlineParity(torch.nn.Module):
                 self._records = new
             self._commit(state)
 
-    def _overwrite(self, working: State) -> None:
-        """Take over the numbers of a state of the same programme, in place."""
-        for name in ARRAYS:
-            getattr(self._state, name)[...] = getattr(working, name)
+    def _working(self, samples: Samples) -> State:
+        """A copy of the state, with room for the groups of these samples."""
+        state, made = self._state, samples.programme
+        return state.copy() if made is state.programme else state.moved(made)
+
+    def _keep(self, working: State, records: Records | None) -> None:
+        """Make this the state, in place where the programme is the same, and these the records."""
+        if working.programme is self._state.programme:
+            for name in ARRAYS:
+                getattr(self._state, name)[...] = getattr(working, name)
+        else:
+            self._commit(working)
+        self._records = records
 
     def _commit(self, state: State) -> None:
         """Make this the state; buffers share its memory."""

@@ -20,7 +20,7 @@ import torch
 from fairopt.online.hard import Opened
 from fairopt.online.layout import Arrays, Floats
 from fairopt.online.reading import Samples
-from fairopt.online.state import State, kernels
+from fairopt.online.state import BATCHES, State, kernels
 from fairopt.problem import QP, DenseRows
 from fairopt.solve import solve
 
@@ -44,7 +44,7 @@ def paper_batch(
 
 def answer(state: State, opened: Opened, x: Floats, arrays: Arrays, step: float) -> None:
     """Multiplier and the theorem's sums after a batch that was served x, by whomever."""
-    multiplier, t, n = float(state.paper[0]), int(state.totals[1]) + 1, len(x)
+    multiplier, t, n = float(state.paper[0]), int(state.totals[BATCHES]) + 1, len(x)
     here = opened.here
     if here.any():
         values = (opened.A[here] * opened.weight) @ x + opened.base[here]
@@ -163,7 +163,7 @@ def theorem(state: State, step: float, arrays: Arrays | None) -> tuple[float, fl
     summing the updates, sum_t b_t (gap_t - tolerance) <= sum_t (lambda_{t+1} - lambda_t) / eta_t,
     which telescopes, by parts, to at most lambda_max / eta_T, because eta_t falls.
     """
-    samples, batches = int(state.totals[0] + state.totals[2]), int(state.totals[1])
+    samples, batches = state.served, int(state.totals[BATCHES])
     if not samples or arrays is None or not len(arrays.sides):
         return math.nan, math.nan
     tolerance = float(((arrays.sides[:, 1] - arrays.sides[:, 0]) / 2).min())

@@ -34,7 +34,7 @@ ARRAYS = {
 }
 EXTRAS = ("common", "history")  # bytes that are saved where there is something to save
 SAMPLES, BATCHES, PENDING = 0, 1, 2  # in ``totals``
-SEEN, AWAY = 2, 3  # in ``rows``
+MULTIPLIER, MEMORY, SEEN, AWAY = 0, 1, 2, 3  # in ``rows``
 
 
 @lru_cache(maxsize=1)
