@@ -70,7 +70,7 @@ HERE, CONSTANT, LOWER, UPPER, CURVATURE, COUNT, REACH, FOUND = 0, 1, 2, 3, 4, 5,
 # What ``positions`` says.
 DONE, BAD_CODE, BAD_SCORE = 0, 1, 2
 # Slots of the settings of the rule.
-STEP, GENTLE, FORGET, MARGIN, RANGE, LOW, HIGH, SETTINGS = 0, 1, 2, 3, 4, 5, 6, 7
+STEP, FORGET, HASTE, MARGIN, EARLY, RANGE, LOW, HIGH = 0, 1, 2, 3, 4, 5, 6, 7
 
 NEWTON_STEPS = 40
 DESCENTS = 100
@@ -646,19 +646,21 @@ def descend(
 
 @compiled(inline="always")
 def prices(
-    now, pending, others, C, found, rows, settings, width, mean_weight, variance, awaits, base,
-    l, u, kappa, offset, y
+    now, pending, others, C, found, rows, settings, width, count, mean_weight, variance, awaits,
+    base, l, u, kappa, offset, y
 ):  # fmt: skip
     """Sides with their margins, prices, and what the memory moves: the pooled rule's numbers.
 
     Each row has two prices: number r is that beyond its aim, number m + r that beyond its sides.
 
     Args:
+        count: samples, the batch included.
         variance: as ``variances`` has them.
         awaits: the share of the pending samples' variance that their forecasts leave.
         base, ..., y: ``(2 m,)``; the first half of ``base`` is copied, all else written.
     """
     m = len(found)
+    step = settings[STEP] * count / (count + settings[EARLY])
     for r in range(m):
         base[m + r] = base[r]
         y[r], y[m + r] = 0.0, 0.0
@@ -690,25 +692,25 @@ def prices(
                 unknown += share * each
         # What is not known yet counts for nothing in how firmly the value is held.
         known = max(0.0, 1.0 - unknown / found[r, CURVATURE])
-        price = settings[STEP] * math.sqrt(known * found[r, COUNT])
-        if price == 0.0:
+        if known == 0.0:
             continue
-        ratio = settings[GENTLE] * price
-        noise = mean_weight * (noise / (1.0 + 2.0 * ratio) + late)
+        gentle = step * (known * found[r, COUNT]) ** (1.0 / 3.0)
+        full = step * math.sqrt(known * found[r, COUNT])
+        noise = mean_weight * (noise / (1.0 + 2.0 * gentle) + late)
         most = 0.5 * (u[r] - l[r])
         if math.isinf(most):
             most = 0.1 * width * found[r, REACH]
         margin = min(settings[MARGIN] * math.sqrt(noise), most)
         l[r] += margin
         u[r] = max(u[r] - margin, l[r])
-        kappa[r] = ratio / found[r, CURVATURE]
-        kappa[m + r] = price / found[r, CURVATURE]
-        offset[r] = rows[r, MEMORY] / ratio
+        kappa[r] = gentle / found[r, CURVATURE]
+        kappa[m + r] = full / found[r, CURVATURE]
+        offset[r] = rows[r, MEMORY] / gentle
         y[r] = rows[r, MULTIPLIER] / found[r, CURVATURE]
 
 
 @compiled(inline="always")
-def remember(found, rows, settings, width, y):
+def remember(found, rows, settings, width, kappa, y):
     """Multipliers after a batch, and the memory, which follows them."""
     m = len(found)
     for r in range(m):
@@ -716,11 +718,13 @@ def remember(found, rows, settings, width, y):
             continue
         rows[r, MULTIPLIER] = (y[r] + y[m + r]) * found[r, CURVATURE]
         root = math.sqrt(found[r, COUNT])
-        time = 2.0 * settings[FORGET] * settings[STEP] * max(0.0, root - rows[r, SEEN])
+        time = settings[FORGET] * settings[STEP] * max(0.0, root - rows[r, SEEN])
+        if y[m + r] != 0.0:
+            time *= settings[HASTE]
         memory = rows[r, MEMORY]
         # The identity: by how much the value can be beyond its sides.
-        both = (1.0 + settings[GENTLE]) * settings[STEP] * root
-        rows[r, AWAY] = (rows[r, MULTIPLIER] - memory) / both
+        both = (kappa[r] + kappa[m + r]) * found[r, CURVATURE]
+        rows[r, AWAY] = (rows[r, MULTIPLIER] - memory) / both if both > 0.0 else math.inf
         memory += (1.0 - math.exp(-time)) * (rows[r, MULTIPLIER] - memory)
         most = width * found[r, REACH]
         rows[r, MEMORY] = min(max(memory, -most), most)
@@ -933,9 +937,12 @@ def steps(
             extent[1] = max(extent[1], scores[i])
         width = settings[RANGE] if settings[RANGE] < math.inf else extent[1] - extent[0]
         variances(sums, others, mean_weight, variance)
+        count = totals[0] + totals[2] + last - first
+        if others is not None:
+            count -= others[len(others) - 1, 0]
         prices(
-            now, pending, others, C, found, rows, settings, width, mean_weight, variance, awaits,
-            base, l, u, kappa, offset, dual,
+            now, pending, others, C, found, rows, settings, width, count, mean_weight, variance,
+            awaits, base, l, u, kappa, offset, dual,
         )  # fmt: skip
         if soft:
             loadings(C, cell, chances, v, first, last, A)
@@ -953,7 +960,7 @@ def steps(
             dual, total, free, v_rows, H, d, active,
         )  # fmt: skip
         worst = max(worst, error)
-        remember(found, rows, settings, width, dual)
+        remember(found, rows, settings, width, kappa, dual)
         close_batch(
             cell, chances, weight, y, v, first, last, single, out, target, counts, totals, expected
         )  # fmt: skip

@@ -57,9 +57,10 @@ Feedback = Literal["pooled", "batch", "hard"]
 
 # The pooled rule's constants; docs/streaming.md says where each comes from. All are pure numbers.
 DEFAULT_STEP = {"pooled": 1.0, "batch": 0.01, "hard": 1.0}
-GENTLE = 0.5
 FORGET = 0.05
+HASTE = 3.0
 MARGIN = 2.5
+EARLY = 600.0
 
 FAST = (torch.float32, torch.float64)
 CODES = (torch.int64, torch.int32, torch.uint8, torch.bool)
@@ -82,8 +83,9 @@ class OnlineParity(torch.nn.Module):
             on that follows ``warm_up`` samples, wherever the bounds allow it, at a higher change;
             ``"batch"`` is the rule of the paper, which bounds gaps within batches.
         step_size: a pure number. For ``"pooled"``, how strongly a row that counts n samples pulls:
-            a violation is cut by 1 + step_size * sqrt(n); for ``"batch"``, the paper's eta_0. The
-            default is 1.0 for ``"pooled"`` and 0.01 for ``"batch"``.
+            once thousands have been served, a violation is cut by more than
+            1 + step_size * sqrt(n); for ``"batch"``, the paper's eta_0. The default is 1.0 for
+            ``"pooled"`` and 0.01 for ``"batch"``.
         warm_up: for ``"hard"``, how many samples are served by ``"pooled"`` first.
         group_counts: as for ``formulate``; groups beyond them are added when they come.
         unknown_group: ``"add"``, or ``"raise"`` to refuse groups beyond those declared.
@@ -412,7 +414,7 @@ class OnlineParity(torch.nn.Module):
 
     def _one(self, state: State, part: Samples, arrays: Arrays, settings: Floats) -> Floats:
         """The predictions of one batch, not yet counted."""
-        bounds = float(settings[5]), float(settings[6])
+        bounds = float(settings[-2]), float(settings[-1])
         if self.feedback == "batch":
             return paper_batch(state, part, arrays, bounds, self.step_size)
         if self.feedback == "hard" and state.served + len(part.scores) > self.warm_up:
@@ -609,8 +611,9 @@ class OnlineParity(torch.nn.Module):
                 torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64),
                 dtype,
             )  # fmt: skip
+            early = EARLY if self.feedback == "pooled" else 0.0  # a warm-up has to end inside
             found = np.array(
-                [self.step_size, GENTLE, FORGET, MARGIN, high - low, low, high], np.float64
+                [self.step_size, FORGET, HASTE, MARGIN, early, high - low, low, high], np.float64
             )
             self._settings[dtype] = found
         return found
