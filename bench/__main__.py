@@ -7,7 +7,7 @@ import sys
 
 SCRIPTS = (
     "import_time", "layer_speed", "peer", "backends", "training", "many_attributes", "classes",
-    "streaming",
+    "streaming", "limits",
 )  # fmt: skip
 
 
