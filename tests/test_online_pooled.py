@@ -62,7 +62,7 @@ def test_adult_by_sex(batch):
 
 
 @pytest.mark.parametrize(
-    ("on", "most"), [(("race",), 1.65), (("sex", "race"), 1.15)], ids=["race", "both"]
+    ("on", "most"), [(("race",), 1.55), (("sex", "race"), 1.15)], ids=["race", "both"]
 )
 @pytest.mark.parametrize("batch", [1, 64])
 def test_adult_by_race_and_by_both(on, most, batch):
@@ -85,7 +85,7 @@ def test_adult_by_race_and_by_both(on, most, batch):
 
 
 @pytest.mark.parametrize("batch", [1, 64])
-@pytest.mark.parametrize("delay", [0, 1000])
+@pytest.mark.parametrize("delay", [None, 0, 1000])
 def test_equalized_odds_with_labels_that_come_later(delay, batch):
     scores, groups, targets = adult_scores()
     notion, ends, changes = EqualizedOdds(0.05), [], []
@@ -94,7 +94,10 @@ def test_equalized_odds_with_labels_that_come_later(delay, batch):
     for seed in range(10):
         at = order(seed, len(scores))
         stream = OnlineParity(notion, bounds=(0, 1))
-        x = served_late(stream, scores[at], groups["sex"][at], targets[at], delay, batch)
+        if delay is None:
+            x = stream.run(scores[at], sex[at], targets[at], batch_size=batch)
+        else:
+            x = served_late(stream, scores[at], sex[at], targets[at], delay, batch)
         found = audit(x, groups["sex"][at], notion, targets[at])
         report = stream.report()
         assert (report.samples, report.pending) == (len(scores), 0)
@@ -104,7 +107,7 @@ def test_equalized_odds_with_labels_that_come_later(delay, batch):
     assert audit(scores, sex, notion, targets).worst.excess > 0.04
     assert max(ends) <= 0.001 and sum(end <= 0 for end in ends) >= 9
     # Served without labels, a shift reaches the wrong outcome too: 1.12 even with hindsight.
-    assert np.mean(changes) <= 1.5 * optimum
+    assert np.mean(changes) <= {None: 1.2, 0: 1.35, 1000: 1.4}[delay] * optimum
 
 
 @pytest.mark.parametrize("batch", [1, 64])
@@ -125,7 +128,7 @@ def test_mean_residual_on_a_regression(delay, batch):
     # Late targets too: nothing can answer to the last 1,000, and the margin counts their noise.
     assert max(ends) <= 0.02 and sum(end <= 0 for end in ends) >= 9
     # The first targets are few, and say little of the 1,000 that are awaited: no cause for haste.
-    assert np.mean(changes) <= (1.1 if delay is None else 1.6)
+    assert np.mean(changes) <= (1.1 if delay is None else 1.35)
 
 
 # ---------------------------------------------------------------------------------------------
