@@ -26,7 +26,7 @@ from fairopt import DemographicParity, project
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from streams import adult_scores
 
-TOLERANCE, FIRST, DELAY, BINS = 0.05, 2000, 1000, 8
+TOLERANCE, FIRST, DELAY, BINS = 0.05, 2000, 1000, 16
 
 
 def race(report: Report, alpha: float) -> None:
