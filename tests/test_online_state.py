@@ -277,8 +277,12 @@ def test_each_makes_up_for_its_share_only(workers, tolerance):
 @pytest.mark.parametrize("feedback", ["pooled", "hard"])
 @pytest.mark.parametrize("workers", [2, 5])
 @pytest.mark.parametrize("notion", [EqualizedOdds(0.02), MeanResidual(0.02)], ids=["odds", "mean"])
-def test_a_share_is_steered_like_a_stream(notion, workers, feedback):
-    """Where all serve the same, the share of each is what it served: alone it would do the same."""
+def test_a_share_is_steered_like_a_stream(notion, workers, feedback, monkeypatch):
+    """Where all serve the same, the share of each is what it served: alone it would do the same.
+
+    But for how early it is, which the samples of all say.
+    """
+    monkeypatch.setattr("fairopt.online.module.EARLY", 0.0)
     alone, *streams = (made(notion, feedback=feedback) for _ in range(workers + 1))
     for turn in range(4):
         scores, codes = drawn(seed=turn, groups=3 if turn > 1 else 2)

@@ -654,7 +654,7 @@ def prices(
     Each row has two prices: number r is that beyond its aim, number m + r that beyond its sides.
 
     Args:
-        count: samples, the batch included.
+        count: samples, also those of other workers, the batch included.
         variance: as ``variances`` has them.
         awaits: the share of the pending samples' variance that their forecasts leave.
         base, ..., y: ``(2 m,)``; the first half of ``base`` is copied, all else written.
@@ -938,8 +938,6 @@ def steps(
         width = settings[RANGE] if settings[RANGE] < math.inf else extent[1] - extent[0]
         variances(sums, others, mean_weight, variance)
         count = totals[0] + totals[2] + last - first
-        if others is not None:
-            count -= others[len(others) - 1, 0]
         prices(
             now, pending, others, C, found, rows, settings, width, count, mean_weight, variance,
             awaits, base, l, u, kappa, offset, dual,
