@@ -81,6 +81,7 @@ def least_change_causal(
     """The lower bound, with the best multipliers that are found.
 
     They are exp of something linear in log n between a few knots, and one more for the last sample.
+    They are searched for on a grid, and the bound is that of a grid twice as fine.
 
     Args:
         samples: how many there are.
@@ -93,14 +94,17 @@ def least_change_causal(
     knots = np.linspace(0.0, math.log(samples / first), KNOTS)
     basis = np.stack([np.interp(np.log(n / first), knots, row) for row in np.eye(KNOTS)], 1)
 
-    def loss(z: Floats) -> tuple[float, Floats]:
+    def multipliers(z: Floats) -> tuple[Floats, Floats, float]:
+        along, last = unit / n * np.exp(basis @ z[:-1]), unit * math.exp(z[-1])
         prices = np.zeros(samples + 1)
-        along = unit / n * np.exp(basis @ z[:-1])
         prices[n] = along
-        prices[-1] += unit * math.exp(z[-1])
+        prices[-1] += last
+        return prices, along, last
+
+    def loss(z: Floats) -> tuple[float, Floats]:
+        prices, along, last = multipliers(z)
         bound, below = value(walk, prices, grid)
-        slope = np.append(basis.T @ (along * (below[n] - alpha)),
-                          unit * math.exp(z[-1]) * (below[-1] - alpha))  # fmt: skip
+        slope = np.append(basis.T @ (along * (below[n] - alpha)), last * (below[-1] - alpha))
         return (alpha * float(prices.sum()) - bound) / unit, -slope / unit
 
     start = np.append(np.full(KNOTS, -1.0), 0.0)
@@ -108,10 +112,12 @@ def least_change_causal(
         loss, start, jac=True, method="L-BFGS-B", bounds=[(-12.0, 6.0)] * len(start),
         options={"maxiter": iterations, "maxfun": iterations + 10},
     )  # fmt: skip
-    return -float(found.fun) * unit
+    prices, _, _ = multipliers(found.x)
+    bound, _ = value(walk, prices, grid / 2, chances=False)
+    return bound - alpha * float(prices.sum())
 
 
-def value(walk: Walk, prices: Floats, grid: float) -> tuple[float, Floats]:
+def value(walk: Walk, prices: Floats, grid: float, *, chances: bool = True) -> tuple[float, Floats]:
     """V_0(0), and P(D_n < 0) under its policy, ``(N + 1,)``; prices ``(N + 1,)`` are the mu_n."""
     samples = len(prices) - 1
     cells = math.ceil(4.5 * math.sqrt(samples * walk.variance) / grid) + 10
@@ -131,22 +137,35 @@ def value(walk: Walk, prices: Floats, grid: float) -> tuple[float, Floats]:
         spread = noise * math.sqrt(n)
         row[:] = ndtr(-ends / spread) if spread > 0.0 else ends < -1e-9
     effects = np.asarray(walk.effects, np.float64)
-    policy = np.empty((samples, len(classes), len(ends)), np.float32)
+    policy = np.empty((samples if chances else 1, len(classes), len(ends)), np.float32)
     cost = backward(
         table, firsts, effects, late, start, walk.delay, outside, prices, grid, cells, policy
     )
-    below = forward(table, firsts, late, start, walk.delay, outside, cells, policy)
+    below = np.zeros(0)
+    if chances:
+        below = forward(table, firsts, late, start, walk.delay, outside, cells, policy)
     return float(cost), below
 
 
 def histogram(steps: Floats, chances: Floats, grid: float) -> tuple[int, Floats]:
-    """The steps on a grid, each on its two neighbours so that the mean stays; the first place."""
-    place = steps / grid
+    """The steps on a grid, each on its two neighbours; the first place.
+
+    So their mean stays. Between neighbours they spread a little, and are drawn together before, by
+    a common factor, so that their variance stays, too.
+    """
+    mean = float(chances @ steps) / float(chances.sum())
+    variance = float(chances @ (steps - mean) ** 2)
+    shrink = 1.0
+    for _ in range(5):
+        place = (mean + shrink * (steps - mean)) / grid
+        share = place - np.floor(place)
+        spread = grid**2 * float(chances @ (share * (1.0 - share)))
+        shrink = math.sqrt(max(0.0, 1.0 - spread / variance)) if variance > 0.0 else 1.0
     down = np.floor(place).astype(np.int64)
     first = int(down.min())
     out = np.zeros(int(down.max()) - first + 2)
-    np.add.at(out, down - first, chances * (1.0 - (place - down)))
-    np.add.at(out, down - first + 1, chances * (place - down))
+    np.add.at(out, down - first, chances * (1.0 - share))
+    np.add.at(out, down - first + 1, chances * share)
     return first, out
 
 
@@ -223,7 +242,8 @@ def backward(  # type: ignore[no-untyped-def]
             V[:] = out
         out[:] = 0.0
         for c in range(len(effects)):
-            envelope(V, (grid / effects[c]) ** 2, place, edge, moved, policy[n - 1, c])
+            scale, landing = (grid / effects[c]) ** 2, policy[min(n, len(policy)) - 1, c]
+            envelope(V, scale, place, edge, moved, landing)
             expected(moved, firsts[c], table[c], out)
         V[:] = out
     return V[cells]
