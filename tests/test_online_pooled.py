@@ -24,6 +24,7 @@ from fairopt import (
     DemographicParity,
     DenseRows,
     EqualizedOdds,
+    EqualOpportunity,
     MeanResidual,
     OnlineParity,
     audit,
@@ -178,6 +179,37 @@ def test_identity_and_deterministic_bound(kind, seed, batch, step):
         highest = max(highest, (1.0 / share + abs(memory)) / step)
         early = len(x) / (len(x) + 600)
         assert found.excess * size**0.5 * early <= highest + 1e-9
+
+
+@pytest.mark.parametrize("first", [20, 200])
+def test_the_bound_where_others_are_counted_too(first):
+    """excess sqrt(n) <= max_t (R / share_t + |memory_t|) / (step early_t): negatives are no part.
+
+    They make it late without a chance to answer, so that early_T in front would not do.
+    """
+    notion, step = EqualOpportunity(0.0), 4.0
+    stream = OnlineParity(notion, bounds=(0, 1), step_size=step)
+    groups = torch.arange(first) % 2
+    highest, memory = 0.0, 0.0
+    for i in range(first):
+        stream((1.0 - groups[i : i + 1]).double(), groups[i : i + 1], torch.ones(1))
+        if i > 0:
+            (row,) = stream.report().rows
+            share = (i + 1) // 2 / (i + 1)
+            highest = max(highest, (1 / share + abs(memory)) / (step * (i + 1) / (i + 601)))
+            memory = row.memory
+            assert row.excess * row.count**0.5 <= highest + 1e-9
+    before = stream.report().rows[0]
+    stream.run(
+        torch.linspace(0, 1, 20_000).double(),
+        torch.arange(20_000) % 2,
+        torch.zeros(20_000),
+        batch_size=100,
+    )
+    (row,) = stream.report().rows
+    assert (row.value, row.count) == (before.value, before.count)
+    if first == 20:
+        assert row.excess * row.count**0.5 > (2 + 1) / step / (20_020 / 20_620)
 
 
 @pytest.mark.parametrize("kind", ["exchangeable", "by score", "shares and scores change"])

@@ -83,8 +83,8 @@ class OnlineParity(torch.nn.Module):
             on that follows ``warm_up`` samples, wherever the bounds allow it, at a higher change;
             ``"batch"`` is the rule of the paper, which bounds gaps within batches.
         step_size: a pure number. For ``"pooled"``, how strongly a row that counts n samples pulls:
-            once thousands have been served, a violation is cut by more than
-            1 + step_size * sqrt(n); for ``"batch"``, the paper's eta_0. The default is 1.0 for
+            once thousands have been served and the stream has settled, a violation is cut by more
+            than 1 + step_size * sqrt(n); for ``"batch"``, the paper's eta_0. The default is 1.0 for
             ``"pooled"`` and 0.01 for ``"batch"``.
         warm_up: for ``"hard"``, how many samples are served by ``"pooled"`` first.
         group_counts: as for ``formulate``; groups beyond them are added when they come.
