@@ -29,8 +29,7 @@ from fairopt import DemographicParity, PredictiveEquality, project
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from streams import adult_scores
 
-TOLERANCE, FIRST, DELAY, BINS = 0.05, 2000, 1000, 16
-ALPHA = 0.05
+TOLERANCE, FIRST, DELAY, BINS, ALPHA = 0.05, 2000, 1000, 16, 0.05
 
 
 def race(report: Report) -> None:
@@ -54,7 +53,7 @@ def race(report: Report) -> None:
     report.add("race", causal / known)
 
 
-def odds(report: Report, late: bool) -> None:
+def odds(report: Report) -> None:
     """With b = 1 - the share of their group among the negatives, + for women and - for men,
 
         D = sum over the negatives of b (x - the level of their group),
@@ -80,11 +79,9 @@ def odds(report: Report, late: bool) -> None:
     n = sum(negatives)
     at_once = Walk(effects, steps, [np.full(len(d), 1.0 / n) for d in steps])
     known = least_change_known(at_once, n)
-    if not late:
-        first = round(FIRST * n / len(s))
-        bound = least_change_causal(at_once, n, first, ALPHA, grid=0.04, iterations=15)
-        report.add("equalized odds, labels at once", bound / known)
-        return
+    first = round(FIRST * n / len(s))
+    bound = least_change_causal(at_once, n, first, ALPHA, grid=0.04, iterations=15)
+    report.add("equalized odds, labels at once", bound / known)
     effects, steps = [], []
     for k, b in ((0, shares[1]), (1, -shares[0])):
         mine, outcome = s[g == k], y[g == k]
@@ -113,8 +110,7 @@ def main() -> None:
     options = arguments(__doc__ or "")
     report = Report("limits", (__doc__ or "").strip())
     race(report)
-    for late in (False, True):
-        odds(report, late)
+    odds(report)
     report.save(None if options.no_save else RESULTS)
 
 

@@ -1,4 +1,4 @@
-"""The bound that `bench limits` computes, against closed forms and by playing its policy."""
+"""The bound that `bench limits` computes, against closed forms, differences and a simulation."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from streams import meet
+from streams import adult_scores, meet, order
 
 from fairopt import (
     DemographicParity,
@@ -295,6 +295,22 @@ def test_a_share_is_steered_like_a_stream(notion, workers, feedback, monkeypatch
             stream.observe(targets[:200], expected[:200], codes[:200], scores=scores[:200])
         meet(streams)
     assert streams[0].report().pending == workers * 400
+
+
+def test_how_early_it_is_the_samples_of_all_workers_say():
+    """16 workers of 125 samples each are 2,000 samples late, not 125."""
+    scores, groups, _ = adult_scores()
+    at = order(0, len(scores))[:4096]
+    scores, codes = scores[at], groups["sex"][at]
+    streams = [OnlineParity(DemographicParity(0.05), bounds=(0, 1)) for _ in range(16)]
+    gaps = []
+    for first in range(0, 4096, 256):
+        for k, stream in enumerate(streams):
+            part = slice(first + 16 * k, first + 16 * (k + 1))
+            stream.run(scores[part], codes[part])
+        meet(streams)
+        gaps.append(abs(streams[0].report().rows[0].value))
+    assert max(gaps[7:]) < 0.065
 
 
 @pytest.mark.parametrize("seed", range(8))
