@@ -1,17 +1,21 @@
-"""The least change of a rule that knows every distribution, but neither the future nor the end.
+"""The least change of rules that know every distribution, but not which samples will come.
 
-A group is to be held at a level. Let D be the sum of what its samples, as served, are above it. The
-next sample adds d, drawn from a distribution that the rule knows, and w u more if it is moved by u,
-which costs u^2; the rule sees a sample before it moves it. Whenever the stream may end, that is
-after every sample from a first one on, D >= 0 must hold with probability 1 - alpha. For all
-mu_n >= 0, by weak duality,
+Several groups are each to be held at a level, in a window of some width above it. Let D_g be the
+sum of what the samples of group g, as served, are above its level. Its next sample adds d, drawn
+from a distribution that the rule knows, and u more if it is moved by u, which costs u^2; the rule
+sees a sample before it moves it. At each moment t at which the stream may end, taken by itself, all
+groups must be in their windows with probability 1 - alpha, and within some slack of them with
+another; each is a limit k.
 
-    cost  >=  V_0(0) - alpha sum_n mu_n,
-    V_n(D) = E[ min_u u^2 + (V_n+1 + mu_n+1 [. < 0]) (D + d + w u) ],      V_N = 0.
+If each group is held by its own samples alone, the chances P_gkt of being outside are independent,
+and sum_g P_gkt <= beta_k = -log(1 - alpha_k) must hold. For all mu_kt >= 0, by weak duality,
 
-The dynamic programme gives the bound, and the chances P(D_n < 0) under its policy less alpha are
-its gradient, by which the multipliers are improved. A label that comes late adds to D what no
-rule knew when it served.
+    cost  >=  sum_g V_g0(0) - sum_k beta_k sum_t mu_kt,
+    V_gn(D) = E[ min_u u^2 + (V_g,n+1 + sum_k mu_k [. outside k]) (D + d + u) ],
+
+where mu_k is that of the moments at which group g has n + 1 samples, and V is 0 behind the last
+one. The dynamic programme gives the bound, and sum_g P_gkt - beta_k under its policy is its
+gradient, by which the multipliers are improved.
 """
 
 from __future__ import annotations
@@ -26,146 +30,151 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import ndtr
 
-__all__ = ["Walk", "least_change_causal", "least_change_known", "value"]
+__all__ = ["Group", "Limit", "envelope", "least_change_causal", "least_change_known", "value"]
 
 Floats = NDArray[np.float64]
-KNOTS = 8
+KNOTS = 6
 
 
 @dataclass(frozen=True)
-class Walk:
-    """What a sample adds to D, in classes of equal effect.
+class Group:
+    """What the samples of a group add to D, with equal chances, and how many there are.
 
     Args:
-        effects: ``(c,)``, what moving a sample of each class by one adds.
-        steps: for each class, what its samples add unmoved.
-        chances: for each class, their chances; 1 over all classes together.
-        late: what a label adds when it comes, of mean 0, all with equal chances.
-        delay: after how many samples it comes.
+        steps: what a sample adds unmoved.
+        samples: how many come.
+        width: D must be within [0, width n] when n samples have come.
     """
 
-    effects: Sequence[float]
-    steps: Sequence[Floats]
-    chances: Sequence[Floats]
-    late: Floats | None = None
-    delay: int = 0
-
-    @property
-    def mean(self) -> float:
-        return sum(float(p @ d) for p, d in zip(self.chances, self.steps, strict=True))
-
-    @property
-    def variance(self) -> float:
-        """Of one sample, with its label."""
-        square = sum(float(p @ d**2) for p, d in zip(self.chances, self.steps, strict=True))
-        return square - self.mean**2 + (0.0 if self.late is None else float(self.late.var()))
-
-    @property
-    def effect(self) -> float:
-        """The mean of w^2."""
-        return sum(float(p.sum()) * w**2 for p, w in zip(self.chances, self.effects, strict=True))
+    steps: Floats
+    samples: int
+    width: float = math.inf
 
 
-def least_change_known(walk: Walk, samples: int) -> float:
-    """The mean cost of one who knows all samples: E[max(0, -D)^2] / (N E[w^2]), D nearly normal."""
-    mean, deviation = samples * walk.mean, math.sqrt(samples * walk.variance)
+@dataclass(frozen=True)
+class Limit:
+    """D may leave [-slack n, (width + slack) n] with probability alpha, at each moment by itself.
+
+    Where there are several sums D, ``slack`` is that of the first, and that of the others in turn.
+    """
+
+    alpha: float
+    slack: tuple[float, ...] = (0.0,)
+
+
+def least_change_known(group: Group) -> float:
+    """The mean cost of one who knows all samples: E[max(0, -D)^2] / N, D nearly normal."""
+    mean = group.samples * float(group.steps.mean())
+    deviation = math.sqrt(group.samples) * float(group.steps.std())
     z = mean / deviation
     density = math.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
     square = (mean**2 + deviation**2) * float(ndtr(-z)) - mean * deviation * density
-    return square / (samples * walk.effect)
+    return square / group.samples
 
 
 def least_change_causal(
-    walk: Walk, samples: int, first: int, alpha: float, *, grid: float, iterations: int = 25
+    groups: Sequence[Group],
+    samples: int,
+    first: int,
+    limits: Sequence[Limit],
+    *,
+    iterations: int = 25,
 ) -> float:
     """The lower bound, with the best multipliers that are found.
 
-    They are exp of something linear in log n between a few knots, and one more for the last sample.
+    They are exp of something linear in log t between a few knots, and one more for the last moment.
     They are searched for on a grid, and the bound is that of a grid twice as fine.
 
     Args:
-        samples: how many there are.
+        groups: their samples come evenly over the stream.
+        samples: how many there are in all, also of other groups.
         first: after which of them the stream may end.
-        alpha: the chance of an excess.
-        grid: the step of D.
+        limits: what all groups must hold at once.
     """
-    unit = least_change_known(walk, samples)
-    n = np.arange(first, samples + 1)
+    beta = np.array([-math.log1p(-limit.alpha) for limit in limits])
+    slack = np.array([limit.slack[0] for limit in limits])
+    unit = sum(map(least_change_known, groups))
+    t = np.arange(first, samples + 1)
+    places = [np.maximum(1, np.round(t * (g.samples / samples)).astype(np.int64)) for g in groups]
     knots = np.linspace(0.0, math.log(samples / first), KNOTS)
-    basis = np.stack([np.interp(np.log(n / first), knots, row) for row in np.eye(KNOTS)], 1)
+    basis = np.stack([np.interp(np.log(t / first), knots, row) for row in np.eye(KNOTS)], 1)
+    grids = [float(g.steps.std()) * (g.samples / 150) ** 0.25 / 10 for g in groups]
 
-    def multipliers(z: Floats) -> tuple[Floats, Floats, float]:
-        along, last = unit / n * np.exp(basis @ z[:-1]), unit * math.exp(z[-1])
-        prices = np.zeros(samples + 1)
-        prices[n] = along
-        prices[-1] += last
-        return prices, along, last
+    def multipliers(x: Floats) -> tuple[Floats, Floats]:
+        x = x.reshape(len(limits), KNOTS + 1)
+        return unit / t * np.exp(x[:, :-1] @ basis.T), unit * np.exp(x[:, -1])
 
-    def loss(z: Floats) -> tuple[float, Floats]:
-        prices, along, last = multipliers(z)
-        bound, below = value(walk, prices, grid)
-        slope = np.append(basis.T @ (along * (below[n] - alpha)), last * (below[-1] - alpha))
-        return (alpha * float(prices.sum()) - bound) / unit, -slope / unit
+    def prices(along: Floats, last: Floats, group: Group, place: NDArray[np.int64]) -> Floats:
+        out = np.zeros((len(limits), group.samples + 1))
+        for row, mu in zip(out, along, strict=True):
+            np.add.at(row, place, mu)
+        out[:, -1] += last
+        return out
 
-    start = np.append(np.full(KNOTS, -1.0), 0.0)
+    def paid(along: Floats, last: Floats) -> float:
+        return float(beta @ (along.sum(1) + last))
+
+    def loss(x: Floats) -> tuple[float, Floats]:
+        along, last = multipliers(x)
+        bound, over = -paid(along, last), np.tile(-beta[:, None], len(t))
+        for group, place, grid in zip(groups, places, grids, strict=True):
+            cost, outside = value(group, prices(along, last, group, place), slack, grid)
+            bound += cost
+            over += outside[:, place]
+        slope = np.column_stack([(along * over) @ basis, last * over[:, -1]])
+        return -bound / unit, -slope.ravel() / unit
+
+    start = np.full(len(limits) * (KNOTS + 1), -1.0)
     found = minimize(
         loss, start, jac=True, method="L-BFGS-B", bounds=[(-12.0, 6.0)] * len(start),
         options={"maxiter": iterations, "maxfun": iterations + 10},
     )  # fmt: skip
-    prices, _, _ = multipliers(found.x)
-    bound, _ = value(walk, prices, grid / 2, chances=False)
-    return bound - alpha * float(prices.sum())
-
-
-def value(walk: Walk, prices: Floats, grid: float, *, chances: bool = True) -> tuple[float, Floats]:
-    """V_0(0), and P(D_n < 0) under its policy, ``(N + 1,)``; prices ``(N + 1,)`` are the mu_n."""
-    samples = len(prices) - 1
-    cells = math.ceil(4.5 * math.sqrt(samples * walk.variance) / grid) + 10
-    classes = [histogram(d, p, grid) for d, p in zip(walk.steps, walk.chances, strict=True)]
-    start, late, noise = 0, np.ones(1), 0.0
-    if walk.late is not None:
-        start, late = histogram(walk.late, np.full(len(walk.late), 1.0 / len(walk.late)), grid)
-        noise = float(walk.late.std())
-    table = np.zeros((len(classes), max(len(p) for _, p in classes)))
-    for row, (_, p) in zip(table, classes, strict=True):
-        row[: len(p)] = p
-    firsts = np.array([f for f, _ in classes])
-    ends = np.arange(-cells, cells + 1) * grid
-    # What is not known yet, of the last ``delay`` labels, as a normal number.
-    outside = np.zeros((max(walk.delay, 1) + 1, len(ends)))
-    for n, row in enumerate(outside):
-        spread = noise * math.sqrt(n)
-        row[:] = ndtr(-ends / spread) if spread > 0.0 else ends < -1e-9
-    effects = np.asarray(walk.effects, np.float64)
-    policy = np.empty((samples if chances else 1, len(classes), len(ends)), np.float32)
-    cost = backward(
-        table, firsts, effects, late, start, walk.delay, outside, prices, grid, cells, policy
+    along, last = multipliers(found.x)
+    return -paid(along, last) + sum(
+        value(group, prices(along, last, group, place), slack, grid / 2, chances=False)[0]
+        for group, place, grid in zip(groups, places, grids, strict=True)
     )
-    below = np.zeros(0)
+
+
+def value(
+    group: Group, prices: Floats, slack: Floats, grid: float, *, chances: bool = True
+) -> tuple[float, Floats]:
+    """V_0(0), and the chances of D_n outside under its policy.
+
+    Args:
+        prices: ``(k, N + 1)``, as the chances are.
+        slack: ``(k,)``.
+    """
+    samples = group.samples
+    cells = math.ceil(4.5 * math.sqrt(samples) * float(group.steps.std()) / grid) + 10
+    first, table = histogram(group.steps, grid)
+    sides = np.column_stack([-slack, group.width + slack])
+    policy = np.empty((samples if chances else 1, 2 * cells + 1), np.float32)
+    cost = backward(table, first, sides, prices, grid, cells, policy)
+    outside = np.zeros((len(slack), 0))
     if chances:
-        below = forward(table, firsts, late, start, walk.delay, outside, cells, policy)
-    return float(cost), below
+        outside = forward(table, first, sides, grid, cells, policy)
+    return float(cost), outside
 
 
-def histogram(steps: Floats, chances: Floats, grid: float) -> tuple[int, Floats]:
+def histogram(steps: Floats, grid: float) -> tuple[int, Floats]:
     """The steps on a grid, each on its two neighbours; the first place.
 
     So their mean stays. Between neighbours they spread a little, and are drawn together before, by
     a common factor, so that their variance stays, too.
     """
-    mean = float(chances @ steps) / float(chances.sum())
-    variance = float(chances @ (steps - mean) ** 2)
+    mean, variance = float(steps.mean()), float(steps.var())
     shrink = 1.0
     for _ in range(5):
         place = (mean + shrink * (steps - mean)) / grid
         share = place - np.floor(place)
-        spread = grid**2 * float(chances @ (share * (1.0 - share)))
+        spread = grid**2 * float((share * (1.0 - share)).mean())
         shrink = math.sqrt(max(0.0, 1.0 - spread / variance)) if variance > 0.0 else 1.0
     down = np.floor(place).astype(np.int64)
     first = int(down.min())
     out = np.zeros(int(down.max()) - first + 2)
-    np.add.at(out, down - first, chances * (1.0 - share))
-    np.add.at(out, down - first + 1, chances * share)
+    np.add.at(out, down - first, (1.0 - share) / len(steps))
+    np.add.at(out, down - first + 1, share / len(steps))
     return first, out
 
 
@@ -208,69 +217,46 @@ def envelope(V, scale, place, edge, out, landing):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def expected(V, first, chances, out):  # type: ignore[no-untyped-def]
-    """out[i] += sum_j chances[j] V[i + first + j]; beyond its ends V goes on as it is there."""
-    n = len(V)
-    for j in range(len(chances)):
-        if chances[j] > 0.0:
-            for i in range(n):
-                out[i] += chances[j] * V[min(max(i + first + j, 0), n - 1)]
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def arrived(p, first, chances, out):  # type: ignore[no-untyped-def]
-    """out[i + first + j] += chances[j] p[i]: the transpose."""
-    n = len(p)
-    for j in range(len(chances)):
-        if chances[j] > 0.0:
-            for i in range(n):
-                out[min(max(i + first + j, 0), n - 1)] += chances[j] * p[i]
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def backward(  # type: ignore[no-untyped-def]
-    table, firsts, effects, late, late_first, delay, outside, prices, grid, cells, policy
-):
-    samples, G = len(prices) - 1, 2 * cells + 1
-    V, out = np.zeros(G), np.empty(G)
-    place, edge, moved = np.empty(G, np.int64), np.empty(G + 1), np.empty(G)
+def backward(table, first, sides, prices, grid, cells, policy):  # type: ignore[no-untyped-def]
+    samples, G = prices.shape[1] - 1, 2 * cells + 1
+    V, moved, place, edge = np.zeros(G), np.empty(G), np.empty(G, np.int64), np.empty(G + 1)
     for n in range(samples, 0, -1):
-        V += prices[n] * outside[min(n, delay)]
-        if n > delay > 0:
-            out[:] = 0.0
-            expected(V, late_first, late, out)
-            V[:] = out
-        out[:] = 0.0
-        for c in range(len(effects)):
-            scale, landing = (grid / effects[c]) ** 2, policy[min(n, len(policy)) - 1, c]
-            envelope(V, scale, place, edge, moved, landing)
-            expected(moved, firsts[c], table[c], out)
-        V[:] = out
+        for k in range(len(sides)):
+            if prices[k, n] > 0.0:
+                for i in range(G):
+                    D = (i - cells) * grid
+                    if D < sides[k, 0] * n - 1e-9 or D > sides[k, 1] * n + 1e-9:
+                        V[i] += prices[k, n]
+        envelope(V, grid * grid, place, edge, moved, policy[min(n, len(policy)) - 1])
+        V[:] = 0.0
+        for j in range(len(table)):
+            if table[j] > 0.0:
+                for i in range(G):
+                    V[i] += table[j] * moved[min(max(i + first + j, 0), G - 1)]
     return V[cells]
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def forward(  # type: ignore[no-untyped-def]
-    table, firsts, late, late_first, delay, outside, cells, policy
-):
+def forward(table, first, sides, grid, cells, policy):  # type: ignore[no-untyped-def]
     samples, G = len(policy), 2 * cells + 1
-    p, q, out = np.zeros(G), np.empty(G), np.empty(G)
+    p, q = np.zeros(G), np.empty(G)
     p[cells] = 1.0
-    below = np.zeros(samples + 1)
+    outside = np.zeros((len(sides), samples + 1))
     for n in range(1, samples + 1):
-        out[:] = 0.0
-        for c in range(len(firsts)):
-            q[:] = 0.0
-            arrived(p, firsts[c], table[c], q)
+        q[:] = 0.0
+        for j in range(len(table)):
+            if table[j] > 0.0:
+                for i in range(G):
+                    q[min(max(i + first + j, 0), G - 1)] += table[j] * p[i]
+        p[:] = 0.0
+        for i in range(G):
+            j = min(int(policy[n - 1, i]), G - 2)
+            share = policy[n - 1, i] - j
+            p[j] += (1.0 - share) * q[i]
+            p[j + 1] += share * q[i]
+        for k in range(len(sides)):
             for i in range(G):
-                j = min(int(policy[n - 1, c, i]), G - 2)
-                share = policy[n - 1, c, i] - j
-                out[j] += (1.0 - share) * q[i]
-                out[j + 1] += share * q[i]
-        if n > delay > 0:
-            p[:] = 0.0
-            arrived(out, late_first, late, p)
-        else:
-            p[:] = out
-        below[n] = p @ outside[min(n, delay)]
-    return below
+                D = (i - cells) * grid
+                if D < sides[k, 0] * n - 1e-9 or D > sides[k, 1] * n + 1e-9:
+                    outside[k, n] += p[i]
+    return outside
