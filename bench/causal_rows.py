@@ -8,9 +8,10 @@ within some slack with another. As in ``bench.causal``,
 
     cost  >=  V_0(0) - sum_k alpha_k sum_t mu_kt.
 
-Time goes in blocks: the rule sees a whole block before it moves it. To move D by a in a block of b
-samples costs a' (b E[w w'])^-1 a. In coordinates in which that is |a|^2 / b the best move is found
-along one axis after the other. What a block adds is nearly normal.
+Time goes in blocks: the rule sees a whole block, and the targets that come then, before it moves
+it. To move D by a in a block of b samples costs a' (b E[w w'])^-1 a. In coordinates in which that
+is |a|^2 / b the best move is found along one axis after the other. What a block adds is nearly
+normal.
 """
 
 from __future__ import annotations
@@ -181,11 +182,12 @@ class Plane:
             for limit, price in zip(limits, prices[:, n], strict=True):
                 if price > 0.0:
                     V = V + price * self.below(n, np.array(limit.slack))
-            if n > self.delay > 0:
-                V = self.expected(V, self.late)
             moved(np.ascontiguousarray(V), scale, along)
             moved(np.ascontiguousarray(along.T), scale, across)
-            V = self.expected(across.T, self.known)
+            V = across.T
+            if n > self.delay > 0:
+                V = self.expected(V, self.late)
+            V = self.expected(V, self.known)
         return float(V[V.shape[0] // 2, V.shape[1] // 2])
 
 
