@@ -15,7 +15,8 @@ and sum_g P_gkt <= beta_k = -log(1 - alpha_k) must hold. For all mu_kt >= 0, by 
 
 where mu_k is that of the moments at which group g has n + 1 samples, and V is 0 behind the last
 one. The dynamic programme gives the bound, and sum_g P_gkt - beta_k under its policy is its
-gradient, by which the multipliers are improved.
+gradient, by which the multipliers are improved. For one group alone (beta > alpha) it is a bound on
+any rule.
 """
 
 from __future__ import annotations
