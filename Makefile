@@ -1,7 +1,7 @@
 # One command each; every target makes the environment it needs (Python >= 3.10 and make are enough).
 #
 #   make demo      train fair models on the bundled census data and show what the layer does
-#   make test      run all tests              make lint    style, formatting, types
+#   make test      run all tests              make lint    style, formatting, types, imports
 #   make docs      build the documentation    make bench   measure, and write bench/results/
 #   make clean     remove everything that make made
 #
@@ -47,6 +47,7 @@ lint: $(VENV)/.stamp-lint
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
+	$(VENV)/bin/lint-imports
 
 docs: $(VENV)/.stamp-docs
 	$(python) -m sphinx --fail-on-warning --keep-going -q -b html docs docs/_build/html

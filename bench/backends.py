@@ -33,10 +33,10 @@ from bench.harness import RESULTS, Report, Spread, arguments, fresh, interleaved
 from bench.problems import able
 from fairopt import QP, DemographicParity, backends, formulate, solve
 from fairopt.backends import OSQP, QPTH, Backend
-from fairopt.backends._scaled import Standard
-from fairopt.backends.qpth_ import from_file
-from fairopt.problem import trusted
-from fairopt.solution import Solution, Status
+from fairopt.backends.osqp.scaled import Standard
+from fairopt.backends.qpth.backend import from_file
+from fairopt.programs.problem import trusted
+from fairopt.programs.solution import Solution, Status
 
 PARITY = DemographicParity(tolerance=0.05)
 CALLS = 8  # different problems, in turn

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from bench.harness import RESULTS, Report, Spread, arguments, interleaved
-from fairopt import DemographicParity, FairnessLayer, audit, formulate, row_classes, tracing
+from fairopt import DemographicParity, FairnessLayer, audit, formulate
 from fairopt.backends import Numba
-from fairopt.partitions import PartitionedRows
+from fairopt.formulation import partitioning as row_classes
+from fairopt.formulation import template as tracing
+from fairopt.programs.partitioned_rows import PartitionedRows
 
 SIZES = (2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 19, 20, 20)
 

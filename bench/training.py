@@ -21,7 +21,7 @@ from fairopt.backends import Backend
 from fairopt.datasets import Adult, Split, load_adult
 from fairopt.demo import Settings as DemoSettings
 from fairopt.demo.training import BOUNDS, batches_of, layer_of, network, notions_of
-from fairopt.formulate import formulate
+from fairopt.formulation.program import formulate
 
 STEPS = 20
 BATCH_SIZE = 256

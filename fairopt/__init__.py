@@ -5,9 +5,22 @@ exactly, in training and in serving. Importing this package imports no solver.
 """
 
 from fairopt.agreement import Agreement, cross_validate
-from fairopt.audit import Audit, AuditedRow, audit
-from fairopt.block_rows import BlockRows
-from fairopt.constraints import (
+from fairopt.auditing.report import Audit, AuditedRow, audit
+from fairopt.errors import (
+    BackendNotFoundError,
+    Conflict,
+    ConvergenceError,
+    FairoptError,
+    InfeasibleError,
+    NotDifferentiableError,
+    ProblemError,
+    SolveError,
+    UnboundedError,
+    UnsupportedProblemError,
+)
+from fairopt.formulation.program import formulate
+from fairopt.layer.module import FairnessLayer, project
+from fairopt.notions.catalogue import (
     Budget,
     ConditionalParity,
     Constraint,
@@ -23,27 +36,14 @@ from fairopt.constraints import (
     Parity,
     PredictiveEquality,
 )
-from fairopt.errors import (
-    BackendNotFoundError,
-    Conflict,
-    ConvergenceError,
-    FairoptError,
-    InfeasibleError,
-    NotDifferentiableError,
-    ProblemError,
-    SolveError,
-    UnboundedError,
-    UnsupportedProblemError,
-)
-from fairopt.formulate import formulate
-from fairopt.functionals import Batch, Functional, Row, Samples
-from fairopt.layer import FairnessLayer, project
+from fairopt.notions.functionals import Batch, Functional, Row, Samples
 from fairopt.online import OnlineParity
-from fairopt.problem import LP, QP, CellRows, DenseRows, Rows, SparseRows
+from fairopt.programs.block_rows import BlockRows
+from fairopt.programs.problem import LP, QP, CellRows, DenseRows, Rows, SparseRows
+from fairopt.programs.solution import Residuals, Solution, Status, residuals
+from fairopt.programs.storage import load_problem, save_problem
 from fairopt.sampler import StratifiedBatchSampler
-from fairopt.solution import Residuals, Solution, Status, residuals
-from fairopt.solve import solve
-from fairopt.storage import load_problem, save_problem
+from fairopt.solving.autograd import solve
 
 __version__ = "0.1.0"
 

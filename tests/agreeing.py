@@ -13,7 +13,7 @@ from fairopt import QP, solve
 from fairopt.agreement.parameters import names, natural_sizes
 from fairopt.backends import get, is_available
 from fairopt.errors import BackendNotFoundError
-from fairopt.problem import Problem
+from fairopt.programs.problem import Problem
 
 QUADRATIC = ("numba", "osqp", "qpth")
 LINEAR = ("highs", "qpth")

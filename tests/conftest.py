@@ -12,7 +12,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import torch
 from hypothesis import HealthCheck, settings
 
-from fairopt.backends import numba_
+from fairopt.backends.numba import backend as numba_
 
 # Reproducible by default: the same code draws the same problems on every machine, so that a red run
 # stays red until it is mended. To look for new counterexamples, with a line that reproduces each:

@@ -59,7 +59,7 @@ def nursery() -> Iterator[Nursery]:
 
 def arm(number: int) -> None:
     """SIGKILL before, or in the midst of, the operation of this number."""
-    from fairopt.streamed import FileOutput
+    from fairopt.cli.records import FileOutput
 
     count = itertools.count()
 
@@ -95,9 +95,9 @@ def arm(number: int) -> None:
 def main() -> None:
     import torch
 
-    from fairopt import DemographicParity, OnlineParity, commands, demo, streamed  # noqa: F401
+    from fairopt import DemographicParity, OnlineParity
     from fairopt.cli import main as fairopt
-    from fairopt.commands import stream  # noqa: F401
+    from fairopt.cli import stream  # noqa: F401
 
     torch.set_num_threads(1)
     parity = OnlineParity(DemographicParity(0.05), bounds=(0, 1))

@@ -37,11 +37,11 @@ from fairopt import (
 from fairopt.agreement import Difference
 from fairopt.agreement.degeneracy import standing
 from fairopt.backends import Adjoint, Backend, Capabilities
-from fairopt.backends.numba_ import Numba
+from fairopt.backends.numba.backend import Numba
 from fairopt.cli import main
-from fairopt.commands.arguments import NOTIONS as COMPARE_NOTIONS
-from fairopt.compare import NOTIONS, Drawn, draw
-from fairopt.problem import Problem
+from fairopt.cli.arguments import NOTIONS as COMPARE_NOTIONS
+from fairopt.cli.drawing import NOTIONS, Drawn, draw
+from fairopt.programs.problem import Problem
 
 PNG = b"\x89PNG\r\n\x1a\n"
 GROUPS = torch.arange(20) % 3

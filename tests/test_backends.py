@@ -35,7 +35,7 @@ from fairopt import (
     solve,
 )
 from fairopt.backends import Backend, Capabilities
-from fairopt.backends.numba_ import Numba
+from fairopt.backends.numba.backend import Numba
 
 EVERYTHING = Capabilities(
     quadratic=frozenset({"diagonal", "dense", "sparse"}),

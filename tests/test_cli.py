@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import fairopt
 from fairopt import backends
+from fairopt.cli import demo as demo_command
 from fairopt.cli import main
-from fairopt.commands import demo as demo_command
 from fairopt.datasets import Split
 from fairopt.demo.notions import NOTIONS, group_gaps
 from fairopt.demo.streaming import BATCHES, serve_all
@@ -344,7 +344,7 @@ def test_doctor_says_how_to_install_what_is_missing(
 def test_doctor_finds_a_wrong_solver(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fairopt.solution import Solution
+    from fairopt.programs.solution import Solution
 
     right = backends.get("numba")
 
@@ -371,8 +371,10 @@ def test_doctor_finds_the_kernel_cache(
 ) -> None:
     import numba
 
+    from fairopt import kernels
+
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")  # whatever the environment says
-    folder = Path(backends.__file__).parent / "__pycache__"
+    folder = Path(kernels.__file__).parent / "__pycache__"
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["kernel_cache"]
     assert Path(found) == folder or not os.access(folder, os.W_OK)

@@ -25,7 +25,7 @@ from fairopt import (
     solve,
 )
 from fairopt.backends import Backend, Numba, is_available
-from fairopt.clipped import nearest
+from fairopt.optimality.degenerate_bounds import nearest
 
 NOTIONS = (DemographicParity, EqualOpportunity, EqualizedOdds, MeanResidual)
 

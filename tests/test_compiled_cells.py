@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from test_refine import qps
 
 from fairopt import QP, CellRows, DemographicParity, DenseRows, formulate, solve
-from fairopt.cell_kkt import solve_cells
-from fairopt.cell_refinement import CellRefinement
-from fairopt.kkt import carriers, has_cells, solve_reduced
-from fairopt.problem import trusted
-from fairopt.refine import finish, refinement
-from fairopt.refinement import Refinement
+from fairopt.optimality.cell_refinement import CellRefinement
+from fairopt.optimality.cell_systems import solve_cells
+from fairopt.optimality.derivative import carriers, has_cells, solve_reduced
+from fairopt.optimality.finishing import finish, refinement
+from fairopt.optimality.refinement import Refinement
+from fairopt.programs.problem import trusted
 
 
 @st.composite

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fairopt import QP, Solution, Status, backends, residuals
 from fairopt.backends import Adjoint, Backend, Capabilities
-from fairopt.solution import gradient
+from fairopt.programs.solution import gradient
 from fairopt.testing import BackendContract
 from fairopt.testing.contract import CASES
 from fairopt.testing.failing import failing, proves_infeasible

@@ -20,7 +20,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.autograd import gradcheck
 
-import fairopt.reach
+import fairopt.solving.cell_means
 from fairopt import (
     LP,
     QP,
@@ -42,7 +42,7 @@ from fairopt import (
     solve,
 )
 from fairopt.backends import Numba, is_available
-from fairopt.elastic import solve_elastic
+from fairopt.solving.elastic import solve_elastic
 
 seen: Counter[str] = Counter()
 
@@ -555,8 +555,8 @@ def test_beginning_with_few_rows_finds_the_same(case: Case) -> None:
     x, solution = solve_elastic(problem, "numba")
     assume(solution.status[0] is Status.ELASTIC)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(fairopt.reach, "FEW_ROWS", 0)
-        patched.setattr(fairopt.reach, "FEW_ENTRIES", 0)
+        patched.setattr(fairopt.solving.cell_means, "FEW_ROWS", 0)
+        patched.setattr(fairopt.solving.cell_means, "FEW_ENTRIES", 0)
         grown, other = solve_elastic(problem, "numba")
     size = max(1.0, float(x.abs().max()))
     torch.testing.assert_close(grown, x, rtol=0, atol=1e-9 * size)

@@ -27,7 +27,7 @@ from fairopt import (
     project,
     solve,
 )
-from fairopt.solution import row_excess
+from fairopt.programs.solution import row_excess
 
 seen: Counter[str] = Counter()
 

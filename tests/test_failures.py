@@ -28,8 +28,8 @@ from fairopt.errors import (
     UnboundedError,
     UnsupportedProblemError,
 )
-from fairopt.problem import Problem
-from fairopt.solution import Status
+from fairopt.programs.problem import Problem
+from fairopt.programs.solution import Status
 
 BACKENDS = ("numba", "osqp", "qpth", "highs")
 INF = float("inf")
@@ -162,7 +162,7 @@ def limited(name: str, monkeypatch: pytest.MonkeyPatch) -> Backend:
     kind = type(backends.get(name))
     if name != "numba":
         return kind(max_iter=1)  # type: ignore[call-arg]
-    module = importlib.import_module("fairopt.backends.numba_")
+    module = importlib.import_module("fairopt.backends.numba.backend")
     true = module.kernels.solve
 
     def stopped(*data: Any) -> int:
@@ -211,7 +211,7 @@ def test_a_missing_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretended, whatever is installed here: the line that installs it is in the message."""
     one = tensor(1)
     problem = QP(one, one, one[None], -one, one)
-    monkeypatch.setattr("fairopt.backends._entry.find_spec", lambda package: None)
+    monkeypatch.setattr("fairopt.backends.entries.find_spec", lambda package: None)
     monkeypatch.setattr(backends, "loaded", {})
     assert name not in backends.available()
     with pytest.raises(BackendNotFoundError, match=f"'{name}' needs .*: pip install "):
@@ -239,10 +239,10 @@ def test_a_device_that_it_does_not_run_on(backend: Backend) -> None:
 
 # Where each backend calls its solver.
 SOLVERS: dict[str, Callable[[pytest.MonkeyPatch, Callable[..., Any]], None]] = {
-    "numba": lambda patch, broken: patch.setattr(module("numba_").kernels, "solve", broken),
-    "osqp": lambda patch, broken: patch.setattr(module("osqp_").Workspace, "solve", broken),
-    "qpth": lambda patch, broken: patch.setattr(module("qpth_").load(), "forward", broken),
-    "highs": lambda patch, broken: patch.setattr(module("highs_"), "linprog", broken),
+    "numba": lambda patch, broken: patch.setattr(module("numba.backend").kernels, "solve", broken),
+    "osqp": lambda patch, broken: patch.setattr(module("osqp.backend").Workspace, "solve", broken),
+    "qpth": lambda patch, broken: patch.setattr(module("qpth.backend").load(), "forward", broken),
+    "highs": lambda patch, broken: patch.setattr(module("highs"), "linprog", broken),
 }
 
 

@@ -26,7 +26,7 @@ from fairopt import (
     solve,
 )
 from fairopt.backends import Numba
-from fairopt.kkt import adjoint
+from fairopt.optimality.derivative import adjoint
 
 NOTIONS = [DemographicParity, EqualOpportunity, PredictiveEquality, EqualizedOdds, MeanResidual]
 

@@ -29,9 +29,10 @@ from fairopt import (
     backends,
     solve,
 )
-from fairopt.backends import HiGHS, highs_
-from fairopt.refine import proves_infeasible
-from fairopt.solution import row_excess
+from fairopt.backends import HiGHS
+from fairopt.backends import highs as highs_
+from fairopt.optimality.finishing import proves_infeasible
+from fairopt.programs.solution import row_excess
 
 INF = float("inf")
 OPTIONS = [

@@ -22,7 +22,7 @@ from conflicting import (
 from hypothesis import assume, given, settings
 from problems import Case
 
-import fairopt.reach
+import fairopt.solving.cell_means
 from fairopt import (
     LP,
     QP,
@@ -39,8 +39,8 @@ from fairopt import (
     project,
     solve,
 )
-from fairopt.conflicts import explain
-from fairopt.solve import attempt
+from fairopt.solving.autograd import attempt
+from fairopt.solving.conflicts import explain
 
 seen: Counter[str] = Counter()
 # Below this, in units of predictions near 1, HiGHS and rounding may see it differently.
@@ -308,7 +308,7 @@ def test_sparse_rows_too_large_to_look_into_keep_the_rows_of_the_proof() -> None
 
 def test_the_answer_is_worked_out_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    module = import_module("fairopt.solve")  # the function has its name
+    module = import_module("fairopt.solving.autograd")  # the function has its name
 
     def counted(*args: Any) -> Any:
         calls.append(args)
@@ -322,7 +322,7 @@ def test_the_answer_is_worked_out_when_asked_for(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_message_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = import_module("fairopt.solve")  # the function has its name
+    module = import_module("fairopt.solving.autograd")  # the function has its name
 
     def failing(*_: Any) -> Any:
         raise ConvergenceError("no")
@@ -416,8 +416,8 @@ def test_beginning_with_few_rows_finds_the_same(case: Case) -> None:
     except InfeasibleError as raised:
         assume(raised.conflict is not None and raised.conflict.addition > CLEAR)
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(fairopt.reach, "FEW_ROWS", 0)
-            patched.setattr(fairopt.reach, "FEW_ENTRIES", 0)
+            patched.setattr(fairopt.solving.cell_means, "FEW_ROWS", 0)
+            patched.setattr(fairopt.solving.cell_means, "FEW_ENTRIES", 0)
             grown = explain(problem.detach(), 0, (), attempt)
         assert grown is not None and raised.conflict is not None
         assert grown.addition == pytest.approx(raised.conflict.addition, rel=1e-8)

@@ -15,8 +15,8 @@ from torch.autograd import gradcheck
 
 from fairopt import QP, DenseRows, Solution, SparseRows, Status, solve
 from fairopt.backends import Backend, Capabilities
-from fairopt.least_norm import least_norm
-from fairopt.problem import Problem
+from fairopt.optimality.least_squares import least_norm
+from fairopt.programs.problem import Problem
 
 
 class Reference(Backend):

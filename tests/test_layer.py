@@ -40,7 +40,8 @@ from fairopt import (
     residuals,
     solve,
 )
-from fairopt.backends import Numba, numba_
+from fairopt.backends import Numba
+from fairopt.backends.numba import backend as numba_
 
 N = 12
 SCORES = torch.tensor(
@@ -784,7 +785,7 @@ UNWRITABLE = """
 SOLVE = """
     import json, torch
     from fairopt import DemographicParity, project
-    from fairopt.backends import _projection
+    from fairopt.kernels import projection as _projection
 
     scores = torch.tensor([0.9, 0.1, 0.8, 0.3], dtype=torch.float64, requires_grad=True)
     fair = project(scores, torch.arange(4) % 2, DemographicParity(tolerance=0.05), bounds=(0, 1))
@@ -826,8 +827,8 @@ def test_large_scores_are_the_same(monkeypatch: pytest.MonkeyPatch, dtype: torch
     """Huge pages for q and x, torch's reductions for the checks."""
     found = []
     for large, small in ((10**9, 10**9), (0, 0)):
-        monkeypatch.setattr("fairopt.memory.LARGE", large)
-        monkeypatch.setattr(sys.modules["fairopt.samples"], "SMALL", small)
+        monkeypatch.setattr("fairopt.kernels.memory.LARGE", large)
+        monkeypatch.setattr(sys.modules["fairopt.formulation.samples"], "SMALL", small)
         leaf = SCORES.to(dtype).clone().requires_grad_()
         fair = parity()(leaf, GROUPS)
         fair.backward(torch.arange(N, dtype=dtype))
@@ -840,7 +841,7 @@ def test_large_scores_are_the_same(monkeypatch: pytest.MonkeyPatch, dtype: torch
 def test_scores_that_are_not_finite_are_found(
     monkeypatch: pytest.MonkeyPatch, small: int, value: float
 ) -> None:
-    monkeypatch.setattr(sys.modules["fairopt.samples"], "SMALL", small)
+    monkeypatch.setattr(sys.modules["fairopt.formulation.samples"], "SMALL", small)
     for at in (0, 7, N - 1):
         scores = SCORES.clone()
         scores[at] = value
@@ -853,7 +854,7 @@ def test_scores_that_are_not_finite_are_found(
 def test_codes_of_every_width(
     monkeypatch: pytest.MonkeyPatch, small: int, code: torch.dtype
 ) -> None:
-    monkeypatch.setattr(sys.modules["fairopt.samples"], "SMALL", small)
+    monkeypatch.setattr(sys.modules["fairopt.formulation.samples"], "SMALL", small)
     want = parity()(SCORES, GROUPS)
     assert torch.equal(parity()(SCORES, GROUPS.to(code)), want)
     for factor in (63, 64):  # the largest code kept, and the smallest that is renumbered

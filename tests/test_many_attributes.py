@@ -38,15 +38,17 @@ from fairopt import (
     project,
     solve,
 )
-from fairopt import row_classes as classes_of
-from fairopt.backends import Numba, _classes, _many
-from fairopt.backends._many import Many
-from fairopt.combinations import number
-from fairopt.functionals import Batch
-from fairopt.kkt import adjoint
-from fairopt.partitions import PartitionedRows
-from fairopt.problem import trusted
-from fairopt.solution import row_excess
+from fairopt.backends import Numba
+from fairopt.backends.numba import partitioned as _many
+from fairopt.backends.numba.partitioned import Many
+from fairopt.formulation import partitioning as classes_of
+from fairopt.kernels import partitions as _classes
+from fairopt.kernels.combinations import number
+from fairopt.notions.functionals import Batch
+from fairopt.optimality.derivative import adjoint
+from fairopt.programs.partitioned_rows import PartitionedRows
+from fairopt.programs.problem import trusted
+from fairopt.programs.solution import row_excess
 
 seen: Counter[str] = Counter()
 
@@ -464,7 +466,7 @@ def test_batches_of_shared_and_of_own_groups() -> None:
 def test_recomputed_from_the_returned_tensor(
     dtype: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fairopt.backends.numba_.PARALLEL_FROM", 1_000)
+    monkeypatch.setattr("fairopt.backends.numba.backend.PARALLEL_FROM", 1_000)
     d = data(n=5000, attributes=12)
     scores = d["scores"].to(dtype).requires_grad_()
     constraint = DemographicParity(0.01, compare="pairwise")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fairopt import DemographicParity, FairnessLayer, memory
+from fairopt import DemographicParity, FairnessLayer
+from fairopt.kernels import memory
 
 
 @pytest.fixture(autouse=True)

@@ -37,13 +37,13 @@ from fairopt import (
     UnsupportedProblemError,
     backends,
     formulate,
-    objectives,
     project,
     solve,
 )
 from fairopt.backends import Backend
-from fairopt.problem import CellRows, SparseRows
-from fairopt.solution import row_excess
+from fairopt.formulation import objectives
+from fairopt.programs.problem import CellRows, SparseRows
+from fairopt.programs.solution import row_excess
 
 Linear: TypeAlias = Literal["l1", "linf", "utility"]
 LINEAR: tuple[Linear, ...] = ("l1", "linf", "utility")

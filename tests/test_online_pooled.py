@@ -31,7 +31,7 @@ from fairopt import (
     project,
     solve,
 )
-from fairopt.online import kernels
+from fairopt.kernels import stream as kernels
 
 ORDERS = 20
 BATCHES = (1, 2, 4, 8, 16, 64, 256)

@@ -31,7 +31,7 @@ from fairopt import (
     UnsupportedProblemError,
     audit,
 )
-from fairopt.online.kernels import accumulate
+from fairopt.kernels.stream import accumulate
 
 NOTIONS = {
     "parity": DemographicParity(0.05, on="a"),

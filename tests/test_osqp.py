@@ -34,12 +34,12 @@ from fairopt import (
     formulate,
     solve,
 )
-from fairopt.backends import osqp_
-from fairopt.backends._scaled import Standard
-from fairopt.backends._sparse_kkt import is_convex, solve_sparse
-from fairopt.backends._workspaces import Workspaces
-from fairopt.backends.osqp_ import OSQP
-from fairopt.kkt import adjoint, metric, solve_reduced
+from fairopt.backends.osqp import backend as osqp_
+from fairopt.backends.osqp.backend import OSQP
+from fairopt.backends.osqp.scaled import Standard
+from fairopt.backends.osqp.workspaces import Workspaces
+from fairopt.optimality.derivative import adjoint, metric, solve_reduced
+from fairopt.optimality.sparse_systems import is_convex, solve_sparse
 
 
 def parity(n: int = 60, batch: int = 1, seed: int = 0, tolerance: float = 0.02) -> QP:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairopt import LP, QP, CellRows, DenseRows, Rows, SparseRows, residuals, solve
-from fairopt.problem import all_finite, compact, is_uniform
+from fairopt.programs.problem import all_finite, compact, is_uniform
 
 
 def cell_rows(seed: int, batch: int, m: int, n: int, cells: int) -> CellRows:

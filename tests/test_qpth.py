@@ -39,14 +39,14 @@ from fairopt import (
     formulate,
     solve,
 )
-from fairopt.problem import SparseRows
-from fairopt.refine import proves_infeasible
+from fairopt.optimality.finishing import proves_infeasible
+from fairopt.programs.problem import SparseRows
 
 if importlib.util.find_spec("qpth") is None:  # importing it asks for CVXPY, which we do not need
     pytest.skip("the package qpth is not installed", allow_module_level=True)
 
-from fairopt.backends import qpth_
-from fairopt.backends.qpth_ import QPTH
+from fairopt.backends.qpth import backend as qpth_
+from fairopt.backends.qpth.backend import QPTH
 
 INF = float("inf")
 DOUBLE = torch.float64
@@ -746,7 +746,7 @@ def test_the_solver_is_loaded_without_the_package_around_it() -> None:
         "import sys, warnings; warnings.simplefilter('error')\n"
         "from fairopt import backends\n"
         "backends.get('qpth')\n"
-        "from fairopt.backends import qpth_; qpth_.load()\n"
+        "from fairopt.backends.qpth import backend; backend.load()\n"
         "print(*sorted(n for n in sys.modules if n.split('.')[0] in ('qpth', 'cvxpy')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

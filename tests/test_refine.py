@@ -10,10 +10,17 @@ from hypothesis import strategies as st
 from test_kkt import Reference
 
 from fairopt import LP, QP, CellRows, DenseRows, SparseRows, Status, solve
-from fairopt.kkt import metric, solve_reduced
-from fairopt.problem import Problem
-from fairopt.refine import Refinement, finish, proves_infeasible, refine, refined, sharpen_proof
-from fairopt.solution import Solution
+from fairopt.optimality.derivative import metric, solve_reduced
+from fairopt.optimality.finishing import (
+    Refinement,
+    finish,
+    proves_infeasible,
+    refine,
+    refined,
+    sharpen_proof,
+)
+from fairopt.programs.problem import Problem
+from fairopt.programs.solution import Solution
 
 
 def answer(problem: Problem, x: torch.Tensor, y: torch.Tensor) -> Solution:

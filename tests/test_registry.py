@@ -28,7 +28,7 @@ from fairopt import (
     solve,
 )
 from fairopt.backends import Backend, Capabilities
-from fairopt.doctor import diagnose
+from fairopt.cli.diagnosis import diagnose
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = ROOT / "tests" / "plugin"
@@ -261,7 +261,7 @@ def test_a_name_of_ours_is_ours(offer: Callable[..., None]) -> None:
     offer("fairopt-thief", "numba = broken_module:Solver\nauto = broken_module:Solver")
     assert backends.names().count("numba") == 1
     assert "auto" not in backends.names()
-    assert type(backends.get("numba")).__module__ == "fairopt.backends.numba_"
+    assert type(backends.get("numba")).__module__ == "fairopt.backends.numba.backend"
     faults = backends.faults()
     assert (
         "backend 'numba' of the distribution 'fairopt-thief' cannot be reached: another"

@@ -35,9 +35,9 @@ from fairopt import (
     project,
     save_problem,
     solve,
-    storage,
 )
-from fairopt.problem import Problem, compact, is_uniform
+from fairopt.programs import storage
+from fairopt.programs.problem import Problem, compact, is_uniform
 
 INF = float("inf")
 

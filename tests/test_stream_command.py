@@ -30,7 +30,7 @@ from fairopt import (
     audit,
 )
 from fairopt.cli import main
-from fairopt.streamed import Columns, FileOutput, PipeOutput, Session, Source
+from fairopt.cli.records import Columns, FileOutput, PipeOutput, Session, Source
 
 RULE = ["--notion", "demographic-parity", "--tolerance", "0.05", "--bounds", "0", "1"]
 PARITY = [*RULE, "--groups", "sex"]
@@ -696,7 +696,7 @@ def test_a_line_that_is_refused_is_named_and_all_before_it_are_counted(
 
 
 def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(place, monkeypatch):
-    monkeypatch.setattr("fairopt.streamed.files.LONGEST_LINE", 1000)
+    monkeypatch.setattr("fairopt.cli.records.files.LONGEST_LINE", 1000)
     records = people(3)
     status, out, said = place.run(*PARITY, stdin=as_json(records) + b"x" * 2000)
     assert (status, out) == (2, b"")

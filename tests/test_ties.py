@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fairopt import QP, DemographicParity, Solution, formulate, solve
 from fairopt.backends import Backend, Numba
-from fairopt.kkt import adjoint
-from fairopt.ties import carrying, shortest
+from fairopt.optimality.derivative import adjoint
+from fairopt.optimality.minimum_norm import carrying, shortest
 
 
 def by_clarabel(N: np.ndarray, y: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ import torch
 
 from fairopt import BackendNotFoundError, ProblemError
 from fairopt.cli import main
-from fairopt.compare import Drawn
-from fairopt.timing import Timing, Timings, time_backends
+from fairopt.cli.drawing import Drawn
+from fairopt.cli.timing import Timing, Timings, time_backends
 
 
 def test_every_backend_is_timed_or_says_why_not() -> None:
@@ -56,9 +56,9 @@ def test_what_is_slow_has_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return once
 
-    monkeypatch.setattr("fairopt.timing.clocked", clocked)
-    monkeypatch.setattr("fairopt.timing.step", step)
-    monkeypatch.setattr("fairopt.timing.time.perf_counter", lambda: now)
+    monkeypatch.setattr("fairopt.cli.timing.clocked", clocked)
+    monkeypatch.setattr("fairopt.cli.timing.step", step)
+    monkeypatch.setattr("fairopt.cli.timing.time.perf_counter", lambda: now)
     found = time_backends(Drawn(), [10], ["numba", "osqp"], seconds=1.0)
     assert calls == {"numba": 2 + 4, "osqp": 2}
     assert [(t.median, t.rounds) for t in found.timings] == [(0.25, 4), (5.0, 1)]

@@ -12,8 +12,8 @@ from bench.training import STEPS, Training, capable
 from fairopt import backends
 from fairopt.backends import Adjoint, Numba
 from fairopt.datasets import Adult, load_adult
-from fairopt.problem import QP
-from fairopt.solution import Solution
+from fairopt.programs.problem import QP
+from fairopt.programs.solution import Solution
 
 
 @pytest.fixture(scope="module")

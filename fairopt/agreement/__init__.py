@@ -33,8 +33,8 @@ from fairopt.agreement.report import Agreement, Difference
 from fairopt.agreement.verdict import conclude
 from fairopt.backends import Backend
 from fairopt.errors import BackendNotFoundError, ProblemError, UnsupportedProblemError
-from fairopt.problem import LP, QP, Problem, trusted
-from fairopt.solution import Solution
+from fairopt.programs.problem import LP, QP, Problem, trusted
+from fairopt.programs.solution import Solution
 
 __all__ = ["Agreement", "Difference", "cross_validate"]
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from fairopt.agreement.parameters import names
 from fairopt.backends import Backend
 from fairopt.errors import ConvergenceError, FairoptError, ProblemError, UnsupportedProblemError
-from fairopt.problem import LP, QP, Problem, select
-from fairopt.solution import Solution, Status
-from fairopt.solve import answered, judged, solve
+from fairopt.programs.problem import LP, QP, Problem, select
+from fairopt.programs.solution import Solution, Status
+from fairopt.solving.autograd import answered, judged, solve
 
 __all__ = ["DEFINITE", "REFERENCE", "Answer", "ask", "known_answer"]
 

@@ -32,9 +32,9 @@ import torch
 from torch import Tensor
 
 from fairopt.agreement.parameters import row_word
-from fairopt.kkt import metric
-from fairopt.least_norm import RANK
-from fairopt.problem import LP, QP, Problem, SparseRows, compact
+from fairopt.optimality.derivative import metric
+from fairopt.optimality.least_squares import RANK
+from fairopt.programs.problem import LP, QP, Problem, SparseRows, compact
 
 __all__ = ["Standing", "standing"]
 

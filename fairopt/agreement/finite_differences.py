@@ -21,10 +21,10 @@ from torch import Tensor
 from fairopt.agreement.parameters import names, natural_sizes
 from fairopt.backends import Backend
 from fairopt.errors import FairoptError
-from fairopt.kkt import bound_sides, row_sides
-from fairopt.problem import QP, SparseRows
-from fairopt.solution import Solution
-from fairopt.solve import solve
+from fairopt.optimality.derivative import bound_sides, row_sides
+from fairopt.programs.problem import QP, SparseRows
+from fairopt.programs.solution import Solution
+from fairopt.solving.autograd import solve
 
 __all__ = ["Slope", "finite_differences"]
 

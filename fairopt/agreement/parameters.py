@@ -7,7 +7,7 @@ a row scaled by 1000 has a gradient 1000 times smaller. In the metric of P^-1 (d
     X = max sqrt(d_i) |x_i| and |q_i| / sqrt(d_i),  Y = max |y_r| |A_r|,  G = sqrt(sum g_i^2 / d_i).
 
 For P = diag(d) the adjoint obeys |v_i| sqrt(d_i) <= G, and nu_r |A_r| is of the size of G. The
-formulas of ``fairopt.kkt`` then bound each gradient by G times
+formulas of ``fairopt.optimality.derivative`` then bound each gradient by G times
 
     q_i    1 / sqrt(d_i)                  P_ij     X / sqrt(d_i d_j)
     l, u   1 / |A_r|                      lb, ub   sqrt(d_i)
@@ -21,8 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fairopt.block_rows import BlockRows
-from fairopt.problem import QP, CellRows, DenseRows, Problem, Rows, SparseRows, row_name
+from fairopt.programs.block_rows import BlockRows
+from fairopt.programs.problem import QP, CellRows, DenseRows, Problem, Rows, SparseRows, row_name
 
 __all__ = ["names", "natural_sizes", "place", "row_word"]
 

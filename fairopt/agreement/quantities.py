@@ -14,8 +14,8 @@ from fairopt.agreement.degeneracy import Standing, standing, units
 from fairopt.agreement.finite_differences import PARTNER, Slope, finite_differences
 from fairopt.agreement.parameters import names, natural_sizes, place
 from fairopt.errors import FairoptError
-from fairopt.kkt import metric
-from fairopt.problem import LP, QP, Problem, select
+from fairopt.optimality.derivative import metric
+from fairopt.programs.problem import LP, QP, Problem, select
 
 __all__ = [
     "ORACLE",

@@ -11,9 +11,9 @@ from typing import Any
 from fairopt.agreement.answers import DEFINITE, REFERENCE, Answer
 from fairopt.agreement.quantities import ORACLE, Merged, Quantity
 from fairopt.agreement.report import JUDGES, Agreement, Difference
-from fairopt.problem import LP, Problem
-from fairopt.refine import proves_infeasible
-from fairopt.solution import Status
+from fairopt.optimality.finishing import proves_infeasible
+from fairopt.programs.problem import LP, Problem
+from fairopt.programs.solution import Status
 
 __all__ = ["conclude"]
 

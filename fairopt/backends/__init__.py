@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from fairopt.backends._entry import Entry as Entry
-from fairopt.backends._entry import built_in, entry_points
-from fairopt.backends.base import Backend, Capabilities
+from fairopt.backends.contract import Backend, Capabilities
+from fairopt.backends.entries import Entry as Entry
+from fairopt.backends.entries import built_in, entry_points
 from fairopt.errors import BackendNotFoundError, FairoptError, ProblemError
-from fairopt.kkt import Adjoint
+from fairopt.optimality.derivative import Adjoint
 
 if TYPE_CHECKING:
-    from fairopt.backends.highs_ import HiGHS as HiGHS
-    from fairopt.backends.numba_ import Numba as Numba
-    from fairopt.backends.osqp_ import OSQP as OSQP
-    from fairopt.backends.qpth_ import QPTH as QPTH
+    from fairopt.backends.highs import HiGHS as HiGHS
+    from fairopt.backends.numba.backend import Numba as Numba
+    from fairopt.backends.osqp.backend import OSQP as OSQP
+    from fairopt.backends.qpth.backend import QPTH as QPTH
 
 # The classes of the built-in backends (Numba, ...) are public too. They are not listed, so that
 # "import *" does not import every solver.
@@ -25,11 +25,11 @@ __all__ = ["Adjoint", "Backend", "Capabilities", "available", "get", "names", "r
 # Ours and those that `register` added, in the order in which "auto" tries them. What other
 # distributions offer comes after, and is looked for only when none of these will do.
 registry: dict[str, Entry] = {
-    "numba": built_in("numba_", "Numba", "numba", "pip install numba"),
-    "osqp": built_in("osqp_", "OSQP", "osqp", 'pip install "fairopt[osqp]"'),
-    "highs": built_in("highs_", "HiGHS", "scipy", 'pip install "fairopt[highs]"'),
+    "numba": built_in("numba.backend", "Numba", "numba", "pip install numba"),
+    "osqp": built_in("osqp.backend", "OSQP", "osqp", 'pip install "fairopt[osqp]"'),
+    "highs": built_in("highs", "HiGHS", "scipy", 'pip install "fairopt[highs]"'),
     # Its metadata asks for numpy<2, but it runs on NumPy 2 when installed with --no-deps.
-    "qpth": built_in("qpth_", "QPTH", "qpth", 'pip install "fairopt[qpth]"'),
+    "qpth": built_in("qpth.backend", "QPTH", "qpth", 'pip install "fairopt[qpth]"'),
 }
 
 loaded: dict[str, Backend] = {}

@@ -13,7 +13,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fairopt.constraints import (
+from fairopt.errors import ProblemError
+from fairopt.notions.catalogue import (
     Constraint,
     DemographicParity,
     EqualizedOdds,
@@ -23,7 +24,6 @@ from fairopt.constraints import (
     MeanResidual,
     PredictiveEquality,
 )
-from fairopt.errors import ProblemError
 
 __all__ = ["NOTIONS", "Offered", "check_choice", "constraints", "group_gaps"]
 

@@ -26,8 +26,8 @@ from fairopt.demo.training import (
     notions_of,
     train,
 )
-from fairopt.formulate import formulate
-from fairopt.layer import project
+from fairopt.formulation.program import formulate
+from fairopt.layer.module import project
 
 Progress = Callable[[str, bool], None]
 SWEEP = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2)

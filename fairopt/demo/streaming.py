@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairopt.constraints import Constraint
 from fairopt.datasets import Split
 from fairopt.demo.notions import NOTIONS, constraints, group_gaps
 from fairopt.errors import ProblemError
-from fairopt.layer import project
+from fairopt.layer.module import project
+from fairopt.notions.catalogue import Constraint
 from fairopt.online import OnlineParity
 
 __all__ = ["Streamed", "Streaming", "serve_all"]

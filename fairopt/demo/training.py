@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fairopt.constraints import Constraint
 from fairopt.datasets import Adult, Split
 from fairopt.demo.notions import constraints, group_gaps
 from fairopt.demo.report import Quality, Settings
-from fairopt.layer import FairnessLayer
+from fairopt.layer.module import FairnessLayer
+from fairopt.notions.catalogue import Constraint
 from fairopt.sampler import StratifiedBatchSampler
 
 BOUNDS = (1e-3, 1.0 - 1e-3)

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from fairopt.online.hard import Opened
+from fairopt.online.feedback.hard import Opened
+from fairopt.online.feedback.paper import answer
 from fairopt.online.layout import Arrays, Floats
-from fairopt.online.paper import answer
 from fairopt.online.reading import Samples
 from fairopt.online.state import AWAY, SEEN, State, kernels
 

@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError, UnsupportedProblemError
-from fairopt.functionals import OUTCOME, TARGET, Axis, attribute_axis
-from fairopt.tracing import MOST_CELLS, Plan, Terms, Trace, plan, trace
+from fairopt.formulation.template import MOST_CELLS, Plan, Terms, Trace, plan, trace
+from fairopt.notions.catalogue import Constraint
+from fairopt.notions.functionals import OUTCOME, TARGET, Axis, attribute_axis
+from fairopt.tolerances import MOST, MOST_WEIGHT
 
 __all__ = ["MOST", "MOST_WEIGHT", "Layout", "Programme", "labelled", "programme"]
 
@@ -26,8 +27,7 @@ Integers = NDArray[np.int64]
 
 CPU = torch.device("cpu")
 # Of numbers that are squared, and of the weights of squares: a billion of them can be summed.
-MOST, MOST_WEIGHT = 1e100, 1e50
-MASS, TARGETS, FEATURES = 0, 3, 5  # rows of the sums, as in fairopt.online.kernels
+MASS, TARGETS, FEATURES = 0, 3, 5  # rows of the sums, as in fairopt.kernels.stream
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Programme:
 
     Attributes:
         layout: what it is for.
-        plan, rows: as fairopt.tracing makes them.
+        plan, rows: as fairopt.formulation.template makes them.
         axes: of the cells, in row-major order.
         features: the continuous attributes in use.
         labels: for each cell, what its samples have in common.

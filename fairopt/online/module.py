@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
-from fairopt.inputs import as_constraints, both, check_bounds, rounded_inwards
+from fairopt.formulation.inputs import as_constraints, both, check_bounds, rounded_inwards
+from fairopt.formulation.samples import GroupCounts, Groups
+from fairopt.notions.catalogue import Constraint
 from fairopt.online.counting import count_batch
-from fairopt.online.hard import hard_batch
+from fairopt.online.feedback.hard import hard_batch
+from fairopt.online.feedback.paper import paper_batch, theorem
 from fairopt.online.history import History, Records, check_history
-from fairopt.online.layout import MOST, Arrays, Floats, Layout, labelled, programme
-from fairopt.online.paper import paper_batch, theorem
+from fairopt.online.layout import Arrays, Floats, Layout, labelled, programme
 from fairopt.online.persistence import differences, read_state, write_state
 from fairopt.online.reading import (
     NO_CELLS,
@@ -46,7 +47,7 @@ from fairopt.online.state import (
     kernels,
 )
 from fairopt.online.workers import gather
-from fairopt.samples import GroupCounts, Groups
+from fairopt.tolerances import MOST
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -10,10 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
-from fairopt.functionals import OUTCOME, Axis
-from fairopt.inputs import as_batch, check_finite, read_weights, wide
+from fairopt.formulation.inputs import as_batch, check_finite, read_weights, wide
+from fairopt.formulation.samples import (
+    GroupCounts,
+    Groups,
+    counted,
+    outcome_and_targets,
+    read_groups,
+)
+from fairopt.formulation.template import Plan, plan
+from fairopt.notions.catalogue import Constraint
+from fairopt.notions.functionals import OUTCOME, Axis
 from fairopt.online.layout import (
     MOST,
     MOST_WEIGHT,
@@ -23,8 +31,6 @@ from fairopt.online.layout import (
     Programme,
     programme,
 )
-from fairopt.samples import GroupCounts, Groups, counted, outcome_and_targets, read_groups
-from fairopt.tracing import Plan, plan
 
 __all__ = ["Samples", "UnknownGroup", "forecasts", "read", "read_predictions"]
 

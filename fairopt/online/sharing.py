@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from fairopt.constraints import Constraint
 from fairopt.errors import ProblemError
+from fairopt.notions.catalogue import Constraint
 from fairopt.online.layout import Layout, Programme, programme
 from fairopt.online.packing import packed, unpacked
 from fairopt.online.state import ARRAYS, AWAY, PENDING, SEEN, State, kernels

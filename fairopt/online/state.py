@@ -40,7 +40,7 @@ MULTIPLIER, MEMORY, SEEN, AWAY = 0, 1, 2, 3  # in ``rows``
 @lru_cache(maxsize=1)
 def kernels() -> ModuleType:
     """The compiled functions, loaded when first needed."""
-    return import_module("fairopt.online.kernels")
+    return import_module("fairopt.kernels.stream")
 
 
 class State:
@@ -49,7 +49,7 @@ class State:
     Attributes:
         programme: ``None`` before the first sample; then every array has no element.
         sums, pending: float64 ``(2, Q, K)``, high and low parts of the sums per cell, as
-            ``fairopt.online.kernels`` lists them: of samples whose targets are known (or that need
+            ``fairopt.kernels.stream`` lists them: of samples whose targets are known (or that need
             none), and of those whose targets are expected.
         counts: int64 ``(K,)``, samples per cell, where groups and outcomes are certain.
         totals: int64, [samples, batches, samples whose targets are expected].

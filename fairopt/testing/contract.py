@@ -24,7 +24,6 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from fairopt import backends
 from fairopt.backends import Backend, Capabilities
-from fairopt.constraints import DemographicParity
 from fairopt.errors import (
     BackendNotFoundError,
     FairoptError,
@@ -34,14 +33,16 @@ from fairopt.errors import (
     UnboundedError,
     UnsupportedProblemError,
 )
-from fairopt.formulate import formulate
-from fairopt.kkt import gradients
-from fairopt.layer import FairnessLayer
-from fairopt.problem import LP, QP, Problem, SparseRows
-from fairopt.solution import ROW_PRECISION, Solution, Status
-from fairopt.solve import OPTIMALITY, solve
+from fairopt.formulation.program import formulate
+from fairopt.layer.module import FairnessLayer
+from fairopt.notions.catalogue import DemographicParity
+from fairopt.optimality.derivative import gradients
+from fairopt.programs.problem import LP, QP, Problem, SparseRows
+from fairopt.programs.solution import Solution, Status
+from fairopt.solving.autograd import OPTIMALITY, solve
 from fairopt.testing.failing import Failing, failing, proves_infeasible
 from fairopt.testing.known import ACTIVE, Known, Recipe, draw, recipes, reference
+from fairopt.tolerances import ROW_PRECISION
 
 __all__ = ["BackendContract"]
 

@@ -8,8 +8,8 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from fairopt.problem import LP, QP, Problem
-from fairopt.solution import Status
+from fairopt.programs.problem import LP, QP, Problem
+from fairopt.programs.solution import Status
 from fairopt.testing.known import as_quadratic, as_rows
 
 __all__ = ["Failing", "failing", "proves_infeasible"]

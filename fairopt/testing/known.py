@@ -19,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fairopt.problem import LP, QP, CellRows, DenseRows, Problem, Rows, SparseRows
+from fairopt.programs.problem import LP, QP, CellRows, DenseRows, Problem, Rows, SparseRows
 
 __all__ = ["Known", "Recipe", "as_quadratic", "as_rows", "draw", "recipes", "reference"]
 

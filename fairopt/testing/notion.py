@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from fairopt.agreement import cross_validate
-from fairopt.audit import audit
-from fairopt.constraints import Constraint
+from fairopt.auditing.report import audit
 from fairopt.errors import InfeasibleError
-from fairopt.formulate import formulate
-from fairopt.inputs import Bounds
-from fairopt.layer import project
-from fairopt.problem import QP
+from fairopt.formulation.inputs import Bounds
+from fairopt.formulation.program import formulate
+from fairopt.layer.module import project
+from fairopt.notions.catalogue import Constraint
+from fairopt.programs.problem import QP
 
 __all__ = ["check_notion"]
 

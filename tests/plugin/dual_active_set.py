@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fairopt import QP, Solution, SparseRows, Status, UnsupportedProblemError
 from fairopt.backends import Backend, Capabilities
-from fairopt.problem import Problem
+from fairopt.programs.problem import Problem
 
 Array = NDArray[np.float64]
 

@@ -1,0 +1,1 @@
+"""Parity recomputed from predictions, as an auditor would."""

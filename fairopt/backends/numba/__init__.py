@@ -1,0 +1,1 @@
+"""The embedded backend: closed-form projection, compiled."""

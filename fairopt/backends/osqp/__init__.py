@@ -1,0 +1,1 @@
+"""The backend of OSQP, the operator-splitting solver."""

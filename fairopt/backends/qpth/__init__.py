@@ -1,0 +1,1 @@
+"""The backend of qpth, the batched interior point for GPUs."""

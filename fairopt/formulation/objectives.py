@@ -1,0 +1,292 @@
+"""Linear objectives: least total change, least largest change, greatest utility.
+
+Let s be the scores, w the weights, A the rows of the constraints with sides l and u, and lb, ub the
+bounds. c is the point of the bounds next to s: the change that the bounds force is made beforehand,
+so that what is solved for is of the size of the predictions, however far outside the scores are.
+
+``"l1"``    minimise sum_i w_i |x_i - s_i|. Within the bounds |x_i - s_i| is |x_i - c_i| and the
+            constant |c_i - s_i|. With x = c + p - m and p, m >= 0, variables (p, m):
+
+                minimise w.p + w.m   subject to   l - A c <= A p - A m <= u - A c,
+                                                  0 <= p <= ub - c,   0 <= m <= c - lb.
+
+            The weights of m's columns are negative: the rows stay cell-structured, with the same
+            cells. At a solution p_i or m_i is zero (if both were positive, less of both would cost
+            less), also with smoothing, which then adds  smoothing/2 sum_i (x_i - c_i)^2.
+
+``"linf"``  minimise max_{w_i > 0} |x_i - s_i|. With f = s - c the forced changes, t0 the largest of
+            them, x = c + d and the maximum t0 + t, variables (d, t):
+
+                minimise t   subject to   l - A c <= A d <= u - A c,   lb - c <= d <= ub - c,
+                                          d_i - t <= t0 + f_i,   d_i + t >= f_i - t0,   t >= 0.
+
+``"utility"``  maximise sum_i w_i s_i x_i, variables x, rows and bounds as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fairopt.errors import ConvergenceError, ProblemError
+from fairopt.optimality.finishing import refine
+from fairopt.programs.problem import (
+    LP,
+    QP,
+    CellRows,
+    DenseRows,
+    Rows,
+    SparseRows,
+    to_batch,
+    trusted,
+)
+from fairopt.programs.solution import row_excess
+from fairopt.tolerances import ROW_PRECISION
+
+__all__ = ["Objective", "Read", "Stated", "check_objective", "linear_program"]
+
+Objective: TypeAlias = Literal["l2", "l1", "linf", "utility"]
+
+Read: TypeAlias = Callable[[Tensor], Tensor]
+
+# Of the terms of A c.
+ROUNDING = 4e-15
+
+OBJECTIVES = ("l2", "l1", "linf", "utility")
+
+
+class Stated(NamedTuple):
+    """Scores, rows and bounds as they were read and checked.
+
+    Attributes:
+        scores: ``(B, n)``, with their history.
+        weight: float64, ``(1, n)`` or ``(B, n)``; ``None`` for ones.
+        rows, l, u: the rows of the constraints and their sides.
+        lower, upper: the bounds, which broadcast to the scores.
+        names, skipped: as in ``LP``.
+    """
+
+    scores: Tensor
+    weight: Tensor | None
+    rows: Rows
+    l: Tensor
+    u: Tensor
+    lower: Tensor
+    upper: Tensor
+    names: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+def check_objective(objective: Any, smoothing: Any = 0.0) -> None:
+    """Raise unless the objective is one of ours, and the smoothing one that it can have."""
+    if not isinstance(objective, str) or objective not in OBJECTIVES:
+        raise ProblemError(
+            f"objective: expected one of {', '.join(map(repr, OBJECTIVES))}, got {objective!r}"
+        )
+    number = isinstance(smoothing, (int, float)) and not isinstance(smoothing, bool)
+    if not number or not 0 <= smoothing < math.inf:
+        raise ProblemError(
+            f"smoothing: expected 0 for none or a positive finite number, got {smoothing!r}"
+        )
+    if smoothing and objective == "l2":
+        raise ProblemError(
+            "smoothing: expected 0 with objective='l2', which is a QP and needs none, got "
+            f"{smoothing!r}; it is for the linear objectives 'l1', 'linf' and 'utility'"
+        )
+
+
+def linear_program(objective: Objective, stated: Stated) -> tuple[LP, Read | None]:
+    """The LP, and how predictions come from its solution; ``None`` where they are the solution."""
+    if objective == "utility":
+        return greatest_utility(stated), None
+    scores, lower, upper = (t.double() for t in (stated.scores, stated.lower, stated.upper))
+    center = torch.clamp(scores, lower, upper)
+    if objective == "l1":
+        return least_total_change(stated, center), Reader(stated, center, signs=(1, -1))
+    return least_largest_change(stated, center), Reader(stated, center, signs=(1,))
+
+
+def greatest_utility(stated: Stated) -> LP:
+    scores, weight = stated.scores, stated.weight
+    cost = -scores if weight is None else -(weight * scores.double())
+    return program(
+        cost, stated.rows, stated.l, stated.u, stated.lower, stated.upper, stated.names, stated
+    )
+
+
+def least_total_change(stated: Stated, center: Tensor) -> LP:
+    weight, lower, upper = stated.weight, stated.lower.double(), stated.upper.double()
+    # Weight 0: the sample counts for nothing, and is moved to nothing but the bounds.
+    each = center.new_ones(()) if weight is None else torch.where(weight > 0, weight, 1.0)
+    cost = each.expand_as(center)
+    return program(
+        torch.cat([cost, cost], -1),
+        mirrored(stated.rows),
+        *shifted(stated, center),
+        center.new_zeros(()),
+        torch.cat([upper - center, center - lower], -1),
+        stated.names,
+        stated,
+    )
+
+
+def shifted(stated: Stated, center: Tensor) -> tuple[Tensor, Tensor]:
+    """l - A c and u - A c, zero where c meets the side but for rounding.
+
+    The rounding of a difference has no meaning, and changes of that size no precision to hold it.
+    """
+    value = stated.rows.apply(center)
+    plain = center.detach().abs()
+    rounding = ROUNDING * stated.rows.detach().absolute().apply(plain)
+
+    def moved(side: Tensor) -> Tensor:
+        side = side - value
+        near = side.detach().abs() <= rounding
+        return torch.where(near, side - side.detach(), side)  # zero, with its history
+
+    return moved(stated.l), moved(stated.u)
+
+
+def mirrored(rows: Rows) -> Rows:
+    """[A, -A]."""
+    if isinstance(rows, CellRows):
+        return trusted(
+            CellRows,
+            coefficient=rows.coefficient,
+            cell=torch.cat([rows.cell, rows.cell], -1),
+            weight=torch.cat([rows.weight, -rows.weight], -1),
+        )
+    matrix = rows.to_dense().matrix
+    return trusted(DenseRows, matrix=torch.cat([matrix, -matrix], -1))
+
+
+def least_largest_change(stated: Stated, center: Tensor) -> LP:
+    batch, n = center.shape
+    weight, lower, upper = stated.weight, stated.lower.double(), stated.upper.double()
+    low, high = (lower - center).expand_as(center), (upper - center).expand_as(center)
+    forced = stated.scores.double() - center
+    top, bottom = forced.new_full((), math.inf), forced.new_full((), -math.inf)
+    counts = None if weight is None else (weight.detach() > 0).expand_as(center)
+    if counts is not None:  # weight 0: only clipped to the bounds
+        low, high = torch.where(counts, low, 0.0), torch.where(counts, high, 0.0)
+        forced = torch.where(counts, forced, 0.0)
+    least = forced.abs().amax(-1, keepdim=True)
+    above, below = least + forced, forced - least
+    if counts is not None:
+        above, below = torch.where(counts, above, top), torch.where(counts, below, bottom)
+    l, u = shifted(stated, center)
+    # What no change can exceed, and more: a bound that holds nothing, but lets every proof of
+    # infeasibility be a finite sum.
+    most = 1 + 2 * (high.detach() - low.detach()).amax(-1, keepdim=True)
+    return program(
+        torch.nn.functional.pad(torch.zeros_like(center), (0, 1), value=1.0),
+        with_largest(stated.rows, n),
+        torch.cat([l, bottom.expand_as(above), below], -1),
+        torch.cat([u, above, top.expand_as(below)], -1),
+        torch.cat([low, low.new_zeros(batch, 1)], -1),
+        torch.cat([high, most], -1),
+        (*stated.names, *names_of_changes(n)),
+        stated,
+    )
+
+
+def with_largest(rows: Rows, n: int) -> SparseRows:
+    """A over the changes d, then d_i - t, then d_i + t."""
+    parity = rows.to_sparse()
+    m = parity.m
+    i = torch.arange(n, device=parity.row.device)
+    last = torch.full_like(i, n)
+    values = parity.values.double()
+    one = values.new_ones(n)
+    added = torch.cat([one, -one, one, one]).expand(len(values), -1)
+    return trusted(
+        SparseRows,
+        row=torch.cat([parity.row, m + i, m + i, m + n + i, m + n + i]),
+        column=torch.cat([parity.column, i, last, i, last]),
+        values=torch.cat([values, added], -1),
+        m=m + 2 * n,
+        n=n + 1,
+    )
+
+
+@lru_cache(maxsize=16)
+def names_of_changes(n: int) -> tuple[str, ...]:
+    return tuple([f"change of sample {i}: {way}" for way in ("up", "down") for i in range(n)])
+
+
+def program(
+    c: Tensor,
+    rows: Rows,
+    l: Tensor,
+    u: Tensor,
+    lb: Tensor,
+    ub: Tensor,
+    names: tuple[str, ...],
+    stated: Stated,
+) -> LP:
+    """The LP of data that were checked, each expanded to the batch."""
+    batch, n = len(stated.scores), c.shape[-1]
+    m = rows.shape[1]
+    return trusted(
+        LP,
+        c=to_batch(c, batch, n),
+        rows=rows,
+        l=to_batch(l, batch, m),
+        u=to_batch(u, batch, m),
+        lb=to_batch(lb, batch, n),
+        ub=to_batch(ub, batch, n),
+        row_names=names,
+        skipped=stated.skipped,
+    )
+
+
+class Reader:
+    """x = center + sum_j signs[j] z_j, where the solution is z = (z_0, z_1, ..., and more).
+
+    The sum is made in float64, clipped to the bounds, which its rounding may exceed, and rounded
+    once. That is what is returned, so that is what the rows are recomputed from. Where the sum
+    cancels (predictions far smaller than the scores) its rounding may break a row; then the nearest
+    point at which all hold is taken.
+    """
+
+    def __init__(self, stated: Stated, center: Tensor, signs: tuple[int, ...]) -> None:
+        self.stated, self.center, self.signs = stated, center, signs
+
+    def __call__(self, z: Tensor) -> Tensor:
+        stated, n = self.stated, self.center.shape[-1]
+        x = self.center
+        for j, sign in enumerate(self.signs):
+            x = x + sign * z[:, j * n : (j + 1) * n]
+        x = torch.clamp(x, stated.lower.double(), stated.upper.double())
+        dtype = stated.scores.dtype
+        if not bool((self.excess(x.to(dtype)) <= ROW_PRECISION[dtype]).all()):
+            x = self.nearest(x.detach()) + (x - x.detach())  # the history of the one, zero in value
+            excess = self.excess(x.to(dtype))
+            if not bool((excess <= ROW_PRECISION[dtype]).all()):
+                raise ConvergenceError(
+                    "the predictions miss the promised precision: a row exceeds its side by "
+                    f"{float(excess.max()):.1e} of its scale, expected at most "
+                    f"{ROW_PRECISION[dtype]}; the scores may be many orders of magnitude larger "
+                    "than the predictions: rescale them, or give bounds"
+                )
+        return x.to(dtype)
+
+    def excess(self, x: Tensor) -> Tensor:
+        stated = self.stated
+        return row_excess(stated.rows.detach(), stated.l.detach(), stated.u.detach(), x.detach())
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """The projection of x onto rows and bounds, from which it differs by rounding."""
+        stated = self.stated
+        lower, upper = (t.detach().double().expand_as(x) for t in (stated.lower, stated.upper))
+        l, u = (side.detach().expand(len(x), -1) for side in (stated.l, stated.u))
+        problem = trusted(
+            QP, P=torch.ones_like(x), q=-x, rows=stated.rows.detach().expand(len(x)), l=l, u=u,
+            lb=lower, ub=upper, row_names=(), skipped=(), memo=None,
+        )  # fmt: skip
+        return refine(problem, x, x.new_zeros(len(x), problem.shape[1]))[0]

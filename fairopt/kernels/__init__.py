@@ -1,0 +1,1 @@
+"""Everything compiled, and how it is loaded: the only package that imports Numba."""

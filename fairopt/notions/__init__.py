@@ -1,0 +1,1 @@
+"""What shall hold, in symbols: parity notions, their rows, and the one table of their names."""

@@ -1,0 +1,1 @@
+"""How a stream learns from what it served: one module for each rule."""

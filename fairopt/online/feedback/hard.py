@@ -1,0 +1,93 @@
+"""feedback="hard": no batch leaves the pooled rows outside their sides, where that can be had.
+
+With S the sums so far and the batch's masses known, the pooled value of row r after the batch is
+base_r + (A x)_r, and so the batch is a projection whose sides are shifted by what was served:
+
+    minimise  1/2 sum_i w_i (x_i - s_i)^2   subject to  l - base <= A x <= u - base,  lo <= x <= hi
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fairopt.online.layout import Arrays, Floats
+from fairopt.online.reading import Samples
+from fairopt.online.state import State, kernels
+
+__all__ = ["Opened", "hard_batch"]
+
+# Each round of the method of multipliers divides the violation by about this.
+PRICE = 1e4
+ROUNDS = 30
+ROUNDING = 4e-16
+
+
+class Opened:
+    """The rows before a batch, in the letters of ``fairopt.kernels.stream``."""
+
+    def __init__(self, state: State, samples: Samples, arrays: Arrays) -> None:
+        assert state.programme is not None
+        n, K, m = len(samples.scores), state.programme.cells, len(state.rows)
+        F = samples.v.shape[1]
+        self.C, self.found, self.base = np.empty((m, 1 + F, K)), np.empty((m, 7)), np.empty(m)
+        self.A = np.empty((m, n))
+        compiled = kernels()
+        compiled.open_batch(
+            samples.cell, samples.chances, samples.weight, samples.y, samples.v, 0, n,
+            samples.expected, state.sums, state.pending, state.others, state.totals, *arrays,
+            np.empty(state.sums.shape[1:]), np.empty(len(arrays.sets) + 1), self.C, self.found,
+            self.base,
+        )  # fmt: skip
+        compiled.loadings(self.C, samples.cell, samples.chances, samples.v, 0, n, self.A)
+        self.here = self.found[:, 0] > 0.0
+        self.sides = self.found[:, 2:4]
+        self.weight = np.broadcast_to(samples.weight, n).astype(np.float64)
+
+
+def hard_batch(
+    state: State, samples: Samples, arrays: Arrays, bounds: tuple[float, float]
+) -> tuple[Floats, Floats, Floats]:
+    """Predictions of a batch, and of all rows the multipliers and the violations that are left.
+
+    By the method of multipliers: ``kernels.project`` with prices so high that each round leaves
+    a ten-thousandth of the violation. Where rows and bounds cannot all hold, its rounds converge to
+    the predictions of least violation (in the sum of squares of the priced rows), so that the
+    others are not given up with the one that cannot hold.
+    """
+    opened = Opened(state, samples, arrays)
+    n, m = len(samples.scores), len(opened.here)
+    lo, hi = bounds
+    x = np.clip(samples.scores, lo, hi)
+    dual, left = np.zeros(m), np.zeros(m)
+    reach = opened.A**2 @ opened.weight
+    priced = opened.here & (reach > 0.0)
+    left[opened.here] = violation(opened, x)[opened.here]
+    if not left[priced].any():
+        return x, dual, left
+    l, u = np.ascontiguousarray(opened.sides.T)
+    price = np.where(priced, PRICE / np.where(priced, reach, 1.0), 0.0)
+    y, columns = np.zeros(m), np.zeros(0, np.int64)
+    compiled = kernels()
+    work = compiled.workspace(m, n)
+    for _ in range(ROUNDS):
+        offset = np.where(priced, y / np.where(priced, price, 1.0), 0.0)
+        compiled.project(
+            samples.scores, opened.weight, columns, 0, n, opened.A, n, opened.base, l, u, price,
+            offset, lo, hi, x, y, *work,
+        )  # fmt: skip
+        before = left
+        left = np.where(opened.here, violation(opened, x), 0.0)
+        if left[priced].max() <= ROUNDING * np.abs(opened.base[priced]).max(initial=1.0) or (
+            left[priced].max() > 0.5 * before[priced].max()
+        ):
+            break
+    dual[opened.here] = (y * opened.found[:, 4])[opened.here]
+    return x, dual, left
+
+
+def violation(opened: Opened, x: Floats) -> Floats:
+    """By how much each row is outside its sides."""
+    value = (opened.A * opened.weight) @ x + opened.base
+    low, high = opened.sides.T
+    found: Floats = np.maximum(0.0, np.maximum(low - value, value - high))
+    return found

@@ -1,0 +1,1 @@
+"""What holds at a solution: active sets, the derivative, refinement and certificates."""

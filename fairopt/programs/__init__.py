@@ -1,0 +1,1 @@
+"""Problems, rows and solutions as data: canonical forms, conversions, checks and storage."""
