@@ -2,10 +2,10 @@
 
     python -m bench.before_after CHECKOUT [SCRIPT ...] [--rounds 5] [--seconds 2]
 
-CHECKOUT is a working tree of the other commit. Each script runs there and here in turn, each time in
-a fresh process with this interpreter and the checkout's own ``bench`` and ``fairopt``; a figure's
-ratio (here over there) is the median of the ratios of the rounds. Only figures that are measured in
-seconds or in samples per second are compared: a ratio above 1 means slower here.
+CHECKOUT is a working tree of the other commit. Each script runs there and here in turn, each time
+in a fresh process with this interpreter and the checkout's own ``bench`` and ``fairopt``; a
+figure's ratio (here over there) is the median of the ratios of the rounds. Only figures that are
+measured in seconds or in samples per second are compared: a ratio above 1 means slower here.
 """
 
 from __future__ import annotations
