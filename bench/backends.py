@@ -35,7 +35,7 @@ from fairopt import QP, DemographicParity, backends, formulate, solve
 from fairopt.backends import OSQP, QPTH, Backend
 from fairopt.backends.osqp.scaled import Standard
 from fairopt.backends.qpth.backend import from_file
-from fairopt.programs.problem import trusted
+from fairopt.programs.problem import unchecked
 from fairopt.programs.solution import Solution, Status
 
 PARITY = DemographicParity(tolerance=0.05)
@@ -73,7 +73,7 @@ print(json.dumps({"ratio": times[0] / sorted(times[1:])[9]}))
 def parity(logits: Tensor, groups: Tensor) -> QP:
     """The projection of these probabilities, as `formulate` writes it, q a leaf."""
     problem = formulate(PARITY, logits.sigmoid(), groups, bounds=(0, 1))
-    return trusted(QP, **{**vars(problem), "q": problem.q.detach().requires_grad_()})
+    return unchecked(QP, **{**vars(problem), "q": problem.q.detach().requires_grad_()})
 
 
 def draw(generator: torch.Generator, *shape: int) -> Tensor:

@@ -18,7 +18,7 @@ from fairopt.optimality.cell_systems import solve_cells
 from fairopt.optimality.derivative import carriers, has_cells, solve_reduced
 from fairopt.optimality.finishing import finish, refinement
 from fairopt.optimality.refinement import Refinement
-from fairopt.programs.problem import trusted
+from fairopt.programs.problem import unchecked
 
 
 @st.composite
@@ -99,7 +99,7 @@ def test_what_a_batch_shares_is_shared() -> None:
     side = torch.tensor([[0.1, 0.2]], dtype=torch.float64)
     one = torch.ones(1, 1, dtype=torch.float64)
     whole = QP(torch.ones(3).double(), q, rows, side, side, -1.0, 1.0)
-    short = trusted(
+    short = unchecked(
         QP, P=one.expand(1, 3), q=q, rows=rows, l=side, u=side, lb=-one.expand(1, 3),
         ub=one.expand(1, 3), row_names=(), skipped=(), memo=None,
     )  # fmt: skip

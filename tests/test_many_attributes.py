@@ -47,7 +47,7 @@ from fairopt.kernels.combinations import number
 from fairopt.notions.functionals import Batch
 from fairopt.optimality.derivative import adjoint
 from fairopt.programs.partitioned_rows import PartitionedRows
-from fairopt.programs.problem import trusted
+from fairopt.programs.problem import unchecked
 from fairopt.programs.solution import row_excess
 
 seen: Counter[str] = Counter()
@@ -121,7 +121,7 @@ def without_partitions(problem: QP) -> QP:
     rows = problem.rows
     assert isinstance(rows, PartitionedRows)
     dense = CellRows(rows.coefficient, rows.cell.long(), rows.weight)
-    return trusted(QP, **{**problem.__dict__, "rows": dense})
+    return unchecked(QP, **{**problem.__dict__, "rows": dense})
 
 
 def solved(problem: QP) -> Solution:
@@ -131,7 +131,7 @@ def solved(problem: QP) -> Solution:
     assert ((x >= problem.lb) & (x <= problem.ub)).all()
     other = without_partitions(problem)
     assert (row_excess(other.rows, problem.l, problem.u, x) <= 1e-12).all()
-    judged = trusted(Solution, **{**solution.__dict__, "problem": other})
+    judged = unchecked(Solution, **{**solution.__dict__, "problem": other})
     assert judged.residuals.worst <= 1e-9, str(judged.residuals)
     return solution
 
@@ -207,7 +207,7 @@ def backward_is_the_shared_one(case: Case, seed: int) -> None:
     assume(all(status.name == "SOLVED" for status in solution.status))
     assume(strictly_complementary(problem, solution))
     dense = without_partitions(problem)
-    shared_solution = trusted(Solution, **{**solution.__dict__, "problem": dense})
+    shared_solution = unchecked(Solution, **{**solution.__dict__, "problem": dense})
     g = torch.from_numpy(np.random.default_rng(seed).normal(size=solution.x.shape))
     native, shared = backend.vjp(problem, solution, g), adjoint(dense, shared_solution, g)
     size = float(g.abs().max()) / float(problem.P.min())

@@ -33,7 +33,7 @@ from fairopt.agreement.report import Agreement, Difference
 from fairopt.agreement.verdict import conclude
 from fairopt.backends import Backend
 from fairopt.errors import BackendNotFoundError, ProblemError, UnsupportedProblemError
-from fairopt.programs.problem import LP, QP, Problem, trusted
+from fairopt.programs.problem import LP, QP, Problem, unchecked
 from fairopt.programs.solution import Solution
 
 __all__ = ["Agreement", "Difference", "cross_validate"]
@@ -170,7 +170,7 @@ def detached(problem: Problem) -> Problem:
     if isinstance(problem, QP):
         return problem.detach()
     plain = {k: v.detach() if isinstance(v, Tensor) else v for k, v in vars(problem).items()}
-    return trusted(LP, **{**plain, "rows": problem.rows.detach()})
+    return unchecked(LP, **{**plain, "rows": problem.rows.detach()})
 
 
 def contenders(

@@ -28,7 +28,7 @@ from fairopt.formulation.template import plan
 from fairopt.kernels.memory import negative
 from fairopt.notions.catalogue import Constraint
 from fairopt.programs.block_rows import BlockRows
-from fairopt.programs.problem import shape_of, to_batch, trusted
+from fairopt.programs.problem import shape_of, to_batch, unchecked
 
 __all__ = ["formulate_classes", "read_class_scores"]
 
@@ -90,7 +90,7 @@ def formulate_classes(
     one = torch.ones((), dtype=torch.float64, device=flat.device)
     entering = weight if weight is not None and by_cells else one
     m, K = matrix.shape[1:3]
-    rows = trusted(
+    rows = unchecked(
         BlockRows,
         coefficient=to_batch(matrix, batch, m, K, classes),
         cell=to_batch(cell, batch, n),

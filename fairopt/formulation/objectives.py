@@ -43,7 +43,7 @@ from fairopt.programs.problem import (
     Rows,
     SparseRows,
     to_batch,
-    trusted,
+    unchecked,
 )
 from fairopt.programs.solution import row_excess
 from fairopt.tolerances import ROW_PRECISION
@@ -155,14 +155,14 @@ def shifted(stated: Stated, center: Tensor) -> tuple[Tensor, Tensor]:
 def mirrored(rows: Rows) -> Rows:
     """[A, -A]."""
     if isinstance(rows, CellRows):
-        return trusted(
+        return unchecked(
             CellRows,
             coefficient=rows.coefficient,
             cell=torch.cat([rows.cell, rows.cell], -1),
             weight=torch.cat([rows.weight, -rows.weight], -1),
         )
     matrix = rows.to_dense().matrix
-    return trusted(DenseRows, matrix=torch.cat([matrix, -matrix], -1))
+    return unchecked(DenseRows, matrix=torch.cat([matrix, -matrix], -1))
 
 
 def least_largest_change(stated: Stated, center: Tensor) -> LP:
@@ -204,7 +204,7 @@ def with_largest(rows: Rows, n: int) -> SparseRows:
     values = parity.values.double()
     one = values.new_ones(n)
     added = torch.cat([one, -one, one, one]).expand(len(values), -1)
-    return trusted(
+    return unchecked(
         SparseRows,
         row=torch.cat([parity.row, m + i, m + i, m + n + i, m + n + i]),
         column=torch.cat([parity.column, i, last, i, last]),
@@ -232,7 +232,7 @@ def program(
     """The LP of data that were checked, each expanded to the batch."""
     batch, n = len(stated.scores), c.shape[-1]
     m = rows.shape[1]
-    return trusted(
+    return unchecked(
         LP,
         c=to_batch(c, batch, n),
         rows=rows,
@@ -285,7 +285,7 @@ class Reader:
         stated = self.stated
         lower, upper = (t.detach().double().expand_as(x) for t in (stated.lower, stated.upper))
         l, u = (side.detach().expand(len(x), -1) for side in (stated.l, stated.u))
-        problem = trusted(
+        problem = unchecked(
             QP, P=torch.ones_like(x), q=-x, rows=stated.rows.detach().expand(len(x)), l=l, u=u,
             lb=lower, ub=upper, row_names=(), skipped=(), memo=None,
         )  # fmt: skip

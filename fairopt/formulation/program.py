@@ -35,7 +35,7 @@ from fairopt.programs.problem import (
     QP,
     CellRows,
     to_batch,
-    trusted,
+    unchecked,
 )
 
 __all__ = ["Bounds", "GroupCounts", "Groups", "MissingGroup", "Objective", "formulate"]
@@ -138,7 +138,7 @@ def formulate(
     if center is None or not center.requires_grad:
         return problem
     assert isinstance(problem, QP)
-    return trusted(QP, **{**problem.__dict__, "q": -center.view(problem.q.shape)})
+    return unchecked(QP, **{**problem.__dict__, "q": -center.view(problem.q.shape)})
 
 
 def formulate_around(
@@ -202,14 +202,14 @@ def formulate_around(
         fields = {
             **same.__dict__,
             "q": negative(flat),
-            "rows": trusted(
+            "rows": unchecked(
                 CellRows,
                 coefficient=template.coefficient,
                 cell=to_batch(cells.index, batch, n),
                 weight=template.weight,
             ),
         }
-        return Formulated(trusted(QP, **fields), center)
+        return Formulated(unchecked(QP, **fields), center)
 
     if weights is not None or not quadratic:
         flat = as_batch(center)  # with its history
@@ -263,4 +263,4 @@ def remembered(
         one, one.expand(batch, n), cell_rows(written.matrix, index, one, batch), *written.sides,
         lower, upper, written.names, only_one(rows) + written.skipped,
     )  # fmt: skip
-    return trusted(QP, **{**problem.__dict__, "memo": {}})
+    return unchecked(QP, **{**problem.__dict__, "memo": {}})

@@ -10,7 +10,7 @@ from fairopt.errors import ProblemError
 from fairopt.formulation.inputs import describe
 from fairopt.formulation.objectives import Read
 from fairopt.formulation.template import Trace
-from fairopt.programs.problem import LP, QP, Rows, compact, to_batch, trusted
+from fairopt.programs.problem import LP, QP, Rows, compact, to_batch, unchecked
 
 __all__ = ["Formulated", "check_nonnegative", "only_one", "put_together"]
 
@@ -46,7 +46,7 @@ def put_together(
     """The QP of data that were checked: each expanded to ``q``'s batch."""
     batch, n = q.shape
     m = rows.shape[1]
-    return trusted(
+    return unchecked(
         QP,
         P=to_batch(P, batch, n),
         q=q,

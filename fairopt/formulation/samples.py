@@ -29,7 +29,7 @@ from fairopt.programs.problem import (
     all_finite,
     shape_of,
     to_batch,
-    trusted,
+    unchecked,
 )
 
 __all__ = [
@@ -426,7 +426,7 @@ class Data:
                 )
             return cell_rows(matrix, self.cells.index, each, batch)
         full = matrix if weight is None else matrix * weight.unsqueeze(1)
-        return trusted(DenseRows, matrix=to_batch(full, batch, matrix.shape[1], n))
+        return unchecked(DenseRows, matrix=to_batch(full, batch, matrix.shape[1], n))
 
 
 def gather(
@@ -595,7 +595,7 @@ def cell_rows(coefficient: Tensor, index: Tensor, weight: Tensor, batch: int) ->
     """Rows of data that were checked, each expanded to the batch."""
     m, K = coefficient.shape[-2:]
     n = index.shape[1]
-    return trusted(
+    return unchecked(
         CellRows,
         coefficient=to_batch(coefficient, batch, m, K),
         cell=to_batch(index, batch, n),

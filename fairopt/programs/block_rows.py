@@ -25,7 +25,7 @@ from fairopt.programs.problem import (
     batched_cells,
     chosen,
     shape_of,
-    trusted,
+    unchecked,
 )
 
 __all__ = ["BlockRows"]
@@ -82,10 +82,10 @@ class BlockRows(Rows):
 
     def with_tensors(self, *tensors: Tensor) -> BlockRows:
         coefficient, weight = tensors
-        return trusted(BlockRows, coefficient=coefficient, cell=self.cell, weight=weight)
+        return unchecked(BlockRows, coefficient=coefficient, cell=self.cell, weight=weight)
 
     def select(self, index: Tensor) -> BlockRows:
-        return trusted(
+        return unchecked(
             BlockRows,
             coefficient=chosen(self.coefficient, index),
             cell=chosen(self.cell, index),
@@ -93,7 +93,7 @@ class BlockRows(Rows):
         )
 
     def expand(self, batch: int) -> BlockRows:
-        return trusted(
+        return unchecked(
             BlockRows,
             coefficient=self.coefficient.expand(batch, -1, -1, -1),
             cell=self.cell.expand(batch, -1),
@@ -180,7 +180,7 @@ class BlockRows(Rows):
         cells = cells.reshape(batch, m, n * C)
         row, column = (cells.detach() != 0).any(0).nonzero(as_tuple=True)
         every = torch.arange(n * C, device=cells.device)
-        return trusted(
+        return unchecked(
             SparseRows,
             row=torch.cat([row, m + torch.div(every, C, rounding_mode="floor")]),
             column=torch.cat([column, every]),
@@ -190,7 +190,7 @@ class BlockRows(Rows):
         )
 
     def to(self, device: torch.device) -> BlockRows:
-        return trusted(
+        return unchecked(
             BlockRows,
             coefficient=self.coefficient.to(device),
             cell=self.cell.to(device),

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairopt.programs.problem import CellRows, cell_factor, chosen, trusted
+from fairopt.programs.problem import CellRows, cell_factor, chosen, unchecked
 
 __all__ = ["PartitionedRows", "Partitions"]
 
@@ -141,7 +141,7 @@ class PartitionedRows(CellRows):
 
     def plain(self) -> CellRows:
         """The same rows without the partitions."""
-        return trusted(CellRows, coefficient=self.coefficient, cell=self.cell, weight=self.weight)
+        return unchecked(CellRows, coefficient=self.coefficient, cell=self.cell, weight=self.weight)
 
     @property
     def cells(self) -> int:

@@ -266,7 +266,7 @@ class SparseRows(Rows):
 
     def with_tensors(self, *tensors: Tensor) -> SparseRows:
         (values,) = tensors
-        return trusted(
+        return unchecked(
             SparseRows, row=self.row, column=self.column, values=values, m=self.m, n=self.n
         )
 
@@ -307,7 +307,7 @@ class SparseRows(Rows):
             return self
         place, found = self._repeats
         values = self.values.new_zeros(len(self.values), len(place))
-        return trusted(
+        return unchecked(
             SparseRows, row=place // self.n, column=place % self.n,
             values=values.index_add(1, found, self.values), m=self.m, n=self.n,
         )  # fmt: skip
@@ -410,10 +410,10 @@ class CellRows(Rows):
 
     def with_tensors(self, *tensors: Tensor) -> CellRows:
         coefficient, weight = tensors
-        return trusted(CellRows, coefficient=coefficient, cell=self.cell, weight=weight)
+        return unchecked(CellRows, coefficient=coefficient, cell=self.cell, weight=weight)
 
     def select(self, index: Tensor) -> CellRows:
-        return trusted(
+        return unchecked(
             CellRows,
             coefficient=chosen(self.coefficient, index),
             cell=chosen(self.cell, index),
@@ -421,7 +421,7 @@ class CellRows(Rows):
         )
 
     def expand(self, batch: int) -> CellRows:
-        return trusted(
+        return unchecked(
             CellRows,
             coefficient=self.coefficient.expand(batch, -1, -1),
             cell=self.cell.expand(batch, -1),
@@ -471,7 +471,7 @@ class CellRows(Rows):
         return DenseRows(self.coefficient.gather(2, index) * self.weight.unsqueeze(-2))
 
     def to(self, device: torch.device) -> CellRows:
-        return trusted(
+        return unchecked(
             CellRows,
             coefficient=self.coefficient.to(device),
             cell=self.cell.to(device),
@@ -591,7 +591,7 @@ class QP:
         """The same structure with other values, in the order of ``tensors``."""
         P, q, *rows, l, u, lb, ub = tensors
         quadratic = P if isinstance(self.P, Tensor) else self.P.with_tensors(P)
-        return trusted(
+        return unchecked(
             QP, P=quadratic, q=q, rows=self.rows.with_tensors(*rows), l=l, u=u, lb=lb, ub=ub,
             row_names=self.row_names, skipped=self.skipped,
         )  # fmt: skip
@@ -601,7 +601,7 @@ class QP:
         q = without_history(self.q)
         if self.memo is None and any(t.requires_grad for t in self.tensors if t is not self.q):
             return self.with_tensors(*map(without_history, self.tensors))
-        return trusted(QP, **{**self.__dict__, "q": q})
+        return unchecked(QP, **{**self.__dict__, "q": q})
 
     def diagonal(self) -> Tensor:
         """The diagonal of P, ``(B, n)``, float64; 1 where it is zero. A metric, not a matrix."""
@@ -669,7 +669,7 @@ class LP:
         if not any(tensor.requires_grad for tensor in self.tensors):
             return self
         c, *rows, l, u, lb, ub = map(without_history, self.tensors)
-        return trusted(
+        return unchecked(
             LP, c=c, rows=self.rows.with_tensors(*rows), l=l, u=u, lb=lb, ub=ub,
             row_names=self.row_names, skipped=self.skipped,
         )  # fmt: skip
@@ -678,7 +678,7 @@ class LP:
         """The QP with the same constraints and smoothing/2 |x|^2 added to the objective."""
         if not smoothing > 0 or not math.isfinite(smoothing):
             raise ProblemError(f"smoothing: expected a positive number, got {smoothing}")
-        return trusted(
+        return unchecked(
             QP, P=torch.full_like(self.c[:1, :1], smoothing).expand_as(self.c), q=self.c,
             rows=self.rows, l=self.l, u=self.u, lb=self.lb, ub=self.ub,
             row_names=self.row_names, skipped=self.skipped,
@@ -693,7 +693,7 @@ Problem: TypeAlias = QP | LP
 # ---------------------------------------------------------------------------------------------
 
 
-def trusted(kind: type[Kind], **fields: object) -> Kind:
+def unchecked(kind: type[Kind], **fields: object) -> Kind:
     """A frozen instance from fields already in canonical form: for internal conversions only."""
     instance = object.__new__(kind)
     instance.__dict__.update(fields)
@@ -781,7 +781,7 @@ def select(problem: AnyProblem, index: Tensor) -> AnyProblem:
         fields["memo"] = None
         if isinstance(problem.P, SparseRows):
             fields["P"] = problem.P.select(index)
-    return trusted(type(problem), **fields)
+    return unchecked(type(problem), **fields)
 
 
 def canonical(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairopt.programs.problem import LP, QP, Problem, Rows, row_name, trusted
+from fairopt.programs.problem import LP, QP, Problem, Rows, row_name, unchecked
 from fairopt.tolerances import ROW_PRECISION, TINY, WEAK
 
 __all__ = ["Residuals", "Solution", "Status", "residuals"]
@@ -144,7 +144,7 @@ class Solution:
         kept.pop("residuals", None)  # computed from the other x, as is bound_dual
         kept.pop("bound_dual", None)
         kept.pop("excess", None)
-        return trusted(Solution, **kept)
+        return unchecked(Solution, **kept)
 
     def detach(self) -> Solution:
         """The same solution with x cut from its history."""

@@ -43,7 +43,7 @@ from fairopt.programs.problem import (
     Rows,
     SparseRows,
     compact,
-    trusted,
+    unchecked,
 )
 
 __all__ = ["load_problem", "save_problem"]
@@ -335,4 +335,4 @@ def expanded(problem: Problem, batch: int) -> Problem:
         else value
         for name, value in vars(problem).items()
     }
-    return trusted(type(problem), **fields)
+    return unchecked(type(problem), **fields)

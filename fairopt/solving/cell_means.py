@@ -21,7 +21,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fairopt.programs.problem import LP, QP, CellRows, DenseRows, Problem, trusted
+from fairopt.programs.problem import LP, QP, CellRows, DenseRows, Problem, unchecked
 from fairopt.programs.solution import Solution, Status
 
 __all__ = ["Optimum", "Project", "Reach", "linear_optimum", "points", "proof_rows", "reach", "told"]
@@ -101,7 +101,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def points(A: Tensor, l: Tensor, u: Tensor, low: Tensor, high: Tensor, near: Tensor) -> QP:
     """The QP  minimise 1/2 |v - near|^2  within rows and bounds."""
-    return trusted(
+    return unchecked(
         QP, P=torch.ones_like(near), q=-near, rows=DenseRows(A), l=l, u=u, lb=low, ub=high,
         row_names=(), skipped=(), memo=None,
     )  # fmt: skip

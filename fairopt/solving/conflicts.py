@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from fairopt.errors import Conflict
-from fairopt.programs.problem import LP, QP, DenseRows, Problem, Rows, row_name, trusted
+from fairopt.programs.problem import LP, QP, DenseRows, Problem, Rows, row_name, unchecked
 from fairopt.programs.solution import Status
 from fairopt.solving.cell_means import (
     Optimum,
@@ -116,7 +116,7 @@ def alone(problem: Problem, index: int) -> Problem:
         for name, value in vars(problem).items()
     }
     rows = problem.rows
-    fields["rows"] = trusted(
+    fields["rows"] = unchecked(
         type(rows),
         **{
             name: value[index : index + 1]
@@ -128,7 +128,7 @@ def alone(problem: Problem, index: int) -> Problem:
     )
     if isinstance(problem, QP):
         fields["P"], fields["memo"] = fields["q"], None  # no one looks at the objective
-    return trusted(type(problem), **fields)
+    return unchecked(type(problem), **fields)
 
 
 class Sets:
@@ -258,7 +258,7 @@ def relaxed(small: Reach, by: Tensor, project: Project) -> Tensor | None:
     zero = torch.zeros_like(small.low[:, :1])
     low = torch.cat([small.low, zero], -1)
     found: Optimum = linear_optimum(
-        trusted(
+        unchecked(
             LP,
             c=torch.cat([torch.zeros_like(small.low), zero + 1.0], -1),
             rows=DenseRows(torch.cat([below, above], -2)),

@@ -46,7 +46,7 @@ from torch import Tensor
 
 from fairopt.backends import Backend
 from fairopt.errors import ConvergenceError, InfeasibleError, UnsupportedProblemError
-from fairopt.programs.problem import LP, QP, DenseRows, Problem, select, trusted
+from fairopt.programs.problem import LP, QP, DenseRows, Problem, select, unchecked
 from fairopt.programs.solution import Solution, Status, row_excess
 from fairopt.solving.autograd import attempt, refusal_of, solve_detached
 from fairopt.solving.cell_means import (
@@ -142,7 +142,7 @@ def one_kind(
     narrow = confined(problem, z)
     x, solution = solve_detached(narrow, backend, smoothing, options, center=center)
     checked(detached, z, solution.x, numbers)
-    return x, trusted(
+    return x, unchecked(
         Solution,
         problem=detached,
         x=solution.x,
@@ -225,7 +225,7 @@ def priced(small: Reach, project: Project) -> tuple[Tensor, Tensor]:
     eye = torch.eye(m, dtype=small.A.dtype).expand(batch, m, m)
     zero, free = torch.zeros_like(small.l), torch.full_like(small.l, torch.inf)
     found = linear_optimum(
-        trusted(
+        unchecked(
             LP,
             c=torch.cat([torch.zeros_like(small.low), price, price], -1),
             rows=DenseRows(torch.cat([small.A, -eye, eye], -1)),
@@ -279,7 +279,7 @@ def confined(problem: Problem, z: Tensor) -> Problem:
     }
     if isinstance(problem, QP):
         fields["memo"] = None
-    return trusted(type(problem), **fields)
+    return unchecked(type(problem), **fields)
 
 
 def checked(problem: Problem, z: Tensor, x: Tensor, numbers: Tensor) -> None:
@@ -338,7 +338,7 @@ def together(problem: Problem, *solved: tuple[Tensor, Tensor, Solution]) -> tupl
 
     first = parts[0].solution
     x = in_order([part.x for part in parts])
-    return x, trusted(
+    return x, unchecked(
         Solution,
         problem=problem,
         x=x.detach(),

@@ -27,7 +27,7 @@ from fairopt.optimality.least_squares import least_norm
 from fairopt.optimality.minimum_norm import carrying
 from fairopt.programs.block_rows import BlockRows
 from fairopt.programs.partitioned_rows import PartitionedRows
-from fairopt.programs.problem import QP, CellRows, Problem, cell_factor, trusted
+from fairopt.programs.problem import QP, CellRows, Problem, cell_factor, unchecked
 from fairopt.programs.solution import Solution, Status
 from fairopt.tolerances import ROW_PRECISION
 
@@ -114,7 +114,7 @@ class Numba(Backend):
                 return failed
 
             failures = some(0, batch) if workers == 1 else sum(in_parallel(some, batch, workers))
-        return trusted(
+        return unchecked(
             Solution,
             problem=problem,
             x=answer if answer.dtype == problem.q.dtype else answer.to(problem.q.dtype),
@@ -133,7 +133,7 @@ class Numba(Backend):
         if not work.solve():
             whole = self.solve(work.dense)
             return replace(whole, problem=problem, seconds=time.perf_counter() - begun)
-        return trusted(
+        return unchecked(
             Solution,
             problem=problem,
             x=work.answer

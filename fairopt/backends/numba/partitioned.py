@@ -26,7 +26,7 @@ from fairopt.kernels.threads import each
 from fairopt.optimality.derivative import Adjoint
 from fairopt.optimality.minimum_norm import shortest
 from fairopt.programs.partitioned_rows import PartitionedRows
-from fairopt.programs.problem import QP, trusted
+from fairopt.programs.problem import QP, unchecked
 from fairopt.programs.solution import Status
 from fairopt.tolerances import ROW_PRECISION
 
@@ -74,8 +74,8 @@ class Many:
     def dense(self) -> QP:
         """The same problem with dense coefficients."""
         plain = self.rows.plain()
-        plain = trusted(type(plain), **{**plain.__dict__, "cell": plain.cell.long()})
-        return trusted(QP, **{**self.problem.__dict__, "rows": plain, "memo": None})
+        plain = unchecked(type(plain), **{**plain.__dict__, "cell": plain.cell.long()})
+        return unchecked(QP, **{**self.problem.__dict__, "rows": plain, "memo": None})
 
     def plain(self) -> tuple[Data, Array, Array, Array]:
         """The context of the solution, as if it came from the dense coefficients."""

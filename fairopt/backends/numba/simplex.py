@@ -18,7 +18,7 @@ from fairopt.optimality.derivative import Adjoint
 from fairopt.optimality.least_squares import least_norm
 from fairopt.optimality.minimum_norm import carrying
 from fairopt.programs.block_rows import BlockRows
-from fairopt.programs.problem import QP, compact, is_uniform, trusted
+from fairopt.programs.problem import QP, compact, is_uniform, unchecked
 from fairopt.programs.solution import Solution, Status
 from fairopt.tolerances import ROW_PRECISION
 
@@ -123,7 +123,7 @@ def solve_blocks(problem: QP, backend: str, workers: int = 1) -> Solution:
         return failed
 
     failures = sum(in_parallel(some, batch, workers))
-    return trusted(
+    return unchecked(
         Solution,
         problem=problem,
         x=torch.from_numpy(x).view(batch, n * C).to(problem.q.dtype),

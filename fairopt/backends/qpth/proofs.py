@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fairopt.backends.qpth.standard_form import diagonal, linear_term, matrix, product, quadratic
 from fairopt.optimality.finishing import proves_infeasible, sharpen_proof
-from fairopt.programs.problem import QP, DenseRows, Problem, trusted
+from fairopt.programs.problem import QP, DenseRows, Problem, unchecked
 
 __all__ = ["elastic", "proof", "recedes", "recession"]
 
@@ -46,7 +46,7 @@ def elastic(problem: Problem) -> tuple[QP, Tensor]:
     scale = torch.where(length > 0, 1 / length, 1.0)
     free = A.new_full((), torch.inf).expand(batch, m)
     eye = torch.eye(m, dtype=A.dtype, device=A.device).expand(batch, m, m)
-    return trusted(
+    return unchecked(
         QP,
         P=torch.cat([A.new_zeros(batch, n), A.new_ones(batch, m)], -1),
         q=A.new_zeros(batch, n + m),
@@ -92,7 +92,7 @@ def recession(problem: Problem) -> QP:
         A = torch.cat([A, P], -2)
         zero = torch.zeros_like(q)
         l, u = torch.cat([l, zero], -1), torch.cat([u, zero], -1)
-    return trusted(
+    return unchecked(
         QP, P=torch.ones_like(q), q=q, rows=DenseRows(A), l=l, u=u, lb=lb, ub=ub,
         row_names=(), skipped=(),
     )  # fmt: skip

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairopt.programs.problem import LP, QP, DenseRows, Problem, SparseRows, trusted
+from fairopt.programs.problem import LP, QP, DenseRows, Problem, SparseRows, unchecked
 
 __all__ = ["DEFINITE", "NONCONVEX", "SINGULAR", "Standard", "curvature", "select", "to_dense"]
 
@@ -46,17 +46,17 @@ def to_dense(problem: Problem) -> Problem:
     A = DenseRows(problem.rows.to_dense().matrix.double())
     sides = {name: getattr(problem, name).double() for name in ("l", "u", "lb", "ub")}
     if isinstance(problem, LP):
-        return trusted(LP, **{**vars(problem), **sides, "c": problem.c.double(), "rows": A})
+        return unchecked(LP, **{**vars(problem), **sides, "c": problem.c.double(), "rows": A})
     P = problem.P.to_dense().matrix if isinstance(problem.P, SparseRows) else problem.P
     q = problem.q.double()
-    return trusted(QP, **{**vars(problem), **sides, "P": P.double(), "q": q, "rows": A})
+    return unchecked(QP, **{**vars(problem), **sides, "P": P.double(), "q": q, "rows": A})
 
 
 def select(problem: Problem, where: Tensor) -> Problem:
     """Some problems of a batch that ``to_dense`` made."""
     tensors = {name: v[where] for name, v in vars(problem).items() if isinstance(v, Tensor)}
     rows = DenseRows(matrix(problem)[where])
-    return trusted(type(problem), **{**vars(problem), **tensors, "rows": rows})
+    return unchecked(type(problem), **{**vars(problem), **tensors, "rows": rows})
 
 
 def matrix(problem: Problem) -> Tensor:
