@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-import fairopt
 from fairopt import backends
 from fairopt.errors import BackendNotFoundError, FairoptError, UnsupportedProblemError
 from fairopt.programs.problem import LP, QP, CellRows, DenseRows, Rows, SparseRows
 from fairopt.solving.autograd import solve
+from fairopt.tolerances import SELF_TEST
 
 __all__ = ["BackendReport", "Diagnosis", "diagnose"]
 
@@ -90,9 +90,12 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Look at this installation and let every installed backend solve a tiny problem."""
+    from fairopt import __version__
+    from fairopt.kernels.compilation import cache_folder  # This imports Numba.
+
     names = ("fairopt", "torch", "numpy", "numba", *_OPTIONAL)
     versions = {"python": platform.python_version()} | {name: _version(name) for name in names}
-    versions["fairopt"] = fairopt.__version__
+    versions["fairopt"] = __version__
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if devices:
@@ -101,8 +104,6 @@ def diagnose() -> Diagnosis:
         cuda = "no CUDA: this build of torch has none"
     else:
         cuda = f"no CUDA device, though this build of torch knows CUDA {torch.version.cuda}"
-    from fairopt.kernels.compilation import cache_folder  # and Numba
-
     return Diagnosis(
         versions=versions,
         system=f"{platform.system()} {platform.machine()}",
@@ -193,7 +194,7 @@ def _self_test(name: str) -> tuple[bool, str]:
             return False, f"failed on {kind}: {error}"
         milliseconds = (time.perf_counter() - started) * 1e3
         deviation = float((x - torch.tensor(expected, dtype=x.dtype)).abs().max())
-        passed = deviation <= 1e-6
+        passed = deviation <= SELF_TEST
         return passed, (
             f"{'solved' if passed else 'WRONG on'} {kind}, error {deviation:.0e}, "
             f"{milliseconds:.0f} ms the first time"

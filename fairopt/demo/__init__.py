@@ -29,9 +29,17 @@ and by the pooled one of ``OnlineParity``, and follows the gap in all that was s
 """
 
 from fairopt.demo.plots import plot, plot_streaming
-from fairopt.demo.report import Epoch, Model, Quality, Report, Settings, SweepPoint
+from fairopt.demo.report import (
+    Epoch,
+    Model,
+    Quality,
+    Report,
+    Settings,
+    Streamed,
+    Streaming,
+    SweepPoint,
+)  # fmt: skip
 from fairopt.demo.run import run_demo
-from fairopt.demo.streaming import Streamed, Streaming
 
 __all__ = [
     "Epoch",

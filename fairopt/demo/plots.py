@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fairopt.demo.report import Quality, Report
-from fairopt.demo.streaming import Streaming
+from fairopt.demo.report import Quality, Report, Streaming
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

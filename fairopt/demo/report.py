@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fairopt.demo.notions import NOTIONS
-from fairopt.demo.streaming import Streaming
 
-__all__ = ["ROUNDING", "Epoch", "Model", "Quality", "Report", "Settings", "SweepPoint"]
+__all__ = [
+    "ROUNDING", "Epoch", "Model", "Quality", "Report", "Settings", "Streamed", "Streaming",
+    "SweepPoint",
+]  # fmt: skip
 
 WIDTH = 100
 # A row of float32 predictions, recomputed in float64, holds to this: the precision that fairopt
@@ -132,6 +134,90 @@ class SweepPoint:
     tolerance: float
     post_hoc: Sequence[Quality]
     layer: Sequence[Quality]
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The test rows under one rule, in one order.
+
+    Attributes:
+        rule: its name; ``"raw scores"`` for none.
+        batch_size: samples per batch.
+        samples: after how many samples the gap was computed, rising, at ends of batches.
+        gap: the largest gap between two groups then, of all chosen notions and attributes, in all
+            that was served so far.
+        end: the gap after the last sample.
+        largest: the largest of ``gap`` from ``Streaming.settled`` samples on.
+        change: mean squared change of a prediction, over that of the offline optimum; ``None``
+            where the optimum changes nothing.
+    """
+
+    rule: str
+    batch_size: int
+    samples: tuple[int, ...]
+    gap: tuple[float, ...]
+    end: float
+    largest: float
+    change: float | None
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """All rules, for all sizes of batches.
+
+    Attributes:
+        notions, attributes, tolerance: of the constraints, as in ``Settings``.
+        settled: see ``Streamed.largest``.
+        runs: one for each rule and size.
+        optimum: mean squared change of the projection of all rows at once, which knows them all.
+        left_out: why the paper's rule is not among them; ``None`` where it is.
+        needs_targets: whether a notion speaks of outcomes.
+        seconds: all of it.
+    """
+
+    notions: tuple[str, ...]
+    attributes: tuple[str, ...]
+    tolerance: float
+    settled: int
+    runs: tuple[Streamed, ...]
+    optimum: float
+    left_out: str | None
+    needs_targets: bool
+    seconds: float
+
+    def __str__(self) -> str:
+        sizes = sorted({run.batch_size for run in self.runs})
+        head = ["batches of one" if size == 1 else f"batches of {size}" for size in sizes]
+        columns = f"{'end':>7} {'largest':>7} {'change':>6}"
+        lines = [
+            "The test rows as a stream, in random order: the gap in all that was served so far.",
+            "",
+            f"{'':16}" + "".join(f"   {each:^{len(columns)}}" for each in head),
+            f"{'rule':16}" + f"   {columns}" * len(sizes),
+        ]
+        lines.append("-" * len(lines[-1]))
+        for rule in dict.fromkeys(run.rule for run in self.runs):
+            line = f"{rule:16}"
+            for run in self.runs:
+                if run.rule == rule:
+                    change = "-" if run.change is None else f"{run.change:.2f}"
+                    line += f"   {run.end:7.4f} {run.largest:7.4f} {change:>6}"
+            lines.append(line)
+        lines.append("")
+        optimum = f" ({self.optimum:.2e})" if self.optimum > 0.0 else ", which changes nothing"
+        entries = {
+            "end": "the gap after the last row",
+            "largest": f"the largest gap after {self.settled:,} rows or more",
+            "change": "mean squared change of a prediction, over that of a projection of all rows "
+            f"at once{optimum}",
+        }
+        for term, meaning in entries.items():
+            lines += textwrap.wrap(f"{term:10} {meaning}", WIDTH, subsequent_indent=" " * 11)
+        if self.needs_targets:
+            lines.append("Here each label is known with its row: the paper's rule needs it then.")
+        if self.left_out is not None:
+            lines += textwrap.wrap(f"The paper's rule is left out. {self.left_out}", WIDTH)
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import fairopt
 from fairopt.datasets import Adult, Split, load_adult
 from fairopt.demo.notions import NOTIONS, check_choice
 from fairopt.demo.report import Epoch, Model, Quality, Report, Settings, SweepPoint
@@ -55,6 +54,8 @@ def run_demo(settings: Settings, progress: Progress = lambda message, done: None
 
 
 def _run(settings: Settings, progress: Progress) -> Report:
+    from fairopt import __version__
+
     began = time.perf_counter()
     progress("loading the data", False)
     adult = _load(settings)
@@ -114,7 +115,7 @@ def _run(settings: Settings, progress: Progress) -> Report:
         environment={
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "fairopt": fairopt.__version__,
+            "fairopt": __version__,
             "threads": settings.threads,
         },
         rows={"train": len(adult.train), "test": len(adult.test)},
