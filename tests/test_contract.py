@@ -25,7 +25,7 @@ from fairopt import QP, Solution, Status, backends, residuals
 from fairopt.backends import Adjoint, Backend, Capabilities
 from fairopt.programs.solution import gradient
 from fairopt.testing import BackendContract
-from fairopt.testing.contract import CASES
+from fairopt.testing.cases import CASES
 from fairopt.testing.failing import failing, proves_infeasible
 from fairopt.testing.known import Recipe, draw, recipes
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from fairopt.agreement.data import REFERENCE, Answer
 from fairopt.agreement.parameters import names
 from fairopt.backends import Backend
 from fairopt.errors import ConvergenceError, FairoptError, ProblemError, UnsupportedProblemError
@@ -17,48 +17,7 @@ from fairopt.programs.problem import LP, QP, Problem, select
 from fairopt.programs.solution import Solution, Status
 from fairopt.solving.autograd import answered, judged, solve
 
-__all__ = ["DEFINITE", "REFERENCE", "Answer", "ask", "known_answer"]
-
-REFERENCE = "reference"  # the label of one that is no backend
-DEFINITE = (Status.SOLVED, Status.INFEASIBLE, Status.UNBOUNDED, Status.NONCONVEX)
-
-
-@dataclass(eq=False)
-class Answer:
-    """What one backend says.
-
-    Attributes:
-        status: one per problem; None where it raised instead.
-        claimed: ``(B,)`` bool, where it says that x is the solution.
-        accepted: ``(B,)`` bool, where our residuals agree with that.
-        gradients: by parameter, ``(C, B, ...)``, float64; zero where it is not accepted.
-    """
-
-    label: str
-    backend: Backend | None
-    status: tuple[Status | None, ...]
-    claimed: Tensor
-    accepted: Tensor
-    solution: Solution | None = None
-    row_dual: Tensor | None = None
-    bound_dual: Tensor | None = None
-    gradients: dict[str, Tensor] = field(default_factory=dict)
-    forward: float | None = None
-    backward: float | None = None
-    message: str = ""
-
-    @property
-    def residual(self) -> float:
-        """The worst of our residuals where it claims a solution; infinite if there is none."""
-        found = self.residuals()
-        return math.inf if found is None else float(found.max())
-
-    def residuals(self) -> Tensor | None:
-        """The worst of our residuals for each problem that it claims to have solved."""
-        if self.solution is None or self.row_dual is None or not bool(self.claimed.any()):
-            return None
-        worst = torch.stack(tuple(vars(self.solution.residuals).values())).amax(0)[self.claimed]
-        return torch.where(worst.isnan(), torch.inf, worst)
+__all__ = ["ask", "known_answer"]
 
 
 def ask(label: str, backend: Backend, problem: Problem, g: Tensor, repeats: int) -> Answer:

@@ -13,21 +13,25 @@ four points is not that of the solution, the oracle has no opinion.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fairopt.agreement.data import ORACLE, Answer, Merged, Quantity
 from fairopt.agreement.parameters import names, natural_sizes
 from fairopt.backends import Backend
 from fairopt.errors import FairoptError
 from fairopt.optimality.derivative import bound_sides, row_sides
-from fairopt.programs.problem import QP, SparseRows
+from fairopt.programs.problem import QP, SparseRows, select
 from fairopt.programs.solution import Solution
 from fairopt.solving.autograd import solve
+from fairopt.tolerances import DOUBTFUL, ZERO_GRADIENT
 
-__all__ = ["Slope", "finite_differences"]
+__all__ = ["slopes"]
 
+DIRECTIONS = 2  # random directions for each parameter
 STEP = 6e-6  # the cube root of the rounding of float64
 FAR = 4.0
 MARGIN = 0.05  # of the distance between two sides: what all steps may use up
@@ -60,8 +64,6 @@ def finite_differences(
     backend: Backend,
     cotangents: Tensor,
     unique_duals: Tensor,
-    *,
-    directions: int,
     generator: torch.Generator,
 ) -> dict[str, Slope]:
     """Derivatives of g.x with respect to each parameter, by name, along random directions.
@@ -72,7 +74,6 @@ def finite_differences(
         cotangents: g, ``(C, B, n)``.
         unique_duals: ``(B,)`` bool. Where it is false, rows, sides and bounds do not move alone:
             constraints that depend on each other would contradict each other.
-        directions: how many.
         generator: of the random directions, on the CPU.
 
     Raises:
@@ -94,7 +95,7 @@ def finite_differences(
                 other = position + (1 if name in ("l", "lb") else -1)
                 meet = problem.tensors[other] == tensor
             moves, values, doubts = [], [], []
-            for _ in range(directions):
+            for _ in range(DIRECTIONS):
                 noise = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
                 move = direction(problem, name, noise.to(tensor.device), sizes[name], total)
                 x = {}
@@ -163,3 +164,92 @@ def moved_point(moved: QP, base: Solution, backend: Backend) -> tuple[Tensor, Te
     bounds = (bound_sides(problem, base, before) != 0) == (bound_sides(moved, solution, after) != 0)
     same = rows.all(-1) & bounds.all(-1) & solution.x.isfinite().all(-1)
     return solution.x, same
+
+
+def slopes(
+    problem: QP,
+    answers: Sequence[Answer],
+    where: Merged,
+    named: str,
+    g: Tensor,
+    tolerance: float,
+    generator: torch.Generator,
+    notes: list[str],
+) -> Iterable[Quantity]:
+    """Gradients along random directions, and what finite differences say of them."""
+    able = [a for a in answers if a.gradients]
+    solvers = [a for a in able if a.backend is not None and a.solution is not None]
+    # The reference that was named, else the fastest: any that is accepted will do.
+    solver = min(
+        solvers,
+        key=lambda a: (a.label != named, a.solution.seconds if a.solution else 0.0),
+        default=None,
+    )
+    if solver is None or solver.backend is None:
+        notes.append(f"{ORACLE}: no backend answered")
+        return
+    usable = solver.accepted & where.standing.unique
+    index = usable.nonzero().squeeze(-1)
+    if not len(index):
+        notes.append(f"{ORACLE}: x is not shown to be unique in any problem")
+        return
+    try:
+        found = finite_differences(
+            select(problem, index), solver.backend, g[:, index],
+            where.standing.unique_duals[index], generator,
+        )  # fmt: skip
+    except FairoptError as error:
+        notes.append(f"{ORACLE}: not possible: {error}")
+        return
+    batch, C = len(problem.l), len(g)
+
+    def whole(part: Tensor, fill: float = 0.0) -> Tensor:
+        """``(K, C, b)`` to ``(B, K * C)``."""
+        out = part.new_full((batch, part.shape[0] * C), fill)
+        out[index] = part.permute(2, 0, 1).flatten(1)
+        return out
+
+    silent = []
+    for name, slope in found.items():
+        if not slope.directions[0, 0].numel():
+            continue
+        values = {ORACLE: whole(slope.values)}
+        for answer in able:
+            values[answer.label] = whole(along(answer.gradients, index, name, slope))
+        unit = whole(slope.size.expand_as(slope.values), 1.0)
+        scale = (values[ORACLE] / unit).abs().amax(-1).clamp(min=ZERO_GRADIENT)
+        doubt = (whole(slope.doubt) / unit).amax(-1) / scale
+        known = torch.zeros_like(usable)
+        known[index] = slope.known
+        known = known & (doubt <= DOUBTFUL)
+        if not bool(known.any()):
+            silent.append(name)
+            continue
+
+        def words(e: int, name: str = name) -> str:
+            return f"{name}, direction {e // C}, cotangent {e % C}"
+
+        yield Quantity(
+            f"slope along {name}", values,
+            {a.label: a.accepted & known for a in able} | {ORACLE: known}, unit,
+            torch.full_like(scale, ZERO_GRADIENT), tolerance + 3 * doubt.nan_to_num(0.0), known,
+            words,
+        )  # fmt: skip
+    if silent:
+        notes.append(
+            f"{ORACLE}: no opinion on {', '.join(silent)}: the active set changes within a step, "
+            "or they are too inaccurate"
+        )
+
+
+def along(gradients: dict[str, Tensor], index: Tensor, name: str, slope: Slope) -> Tensor:
+    """<gradient, direction> for each direction and cotangent, ``(K, C, b)``."""
+    total = inner(gradients[name][:, index], slope.directions)
+    if slope.partners is not None:
+        total = total + inner(gradients[PARTNER[name]][:, index], slope.partners)
+    return total
+
+
+def inner(gradient: Tensor, direction: Tensor) -> Tensor:
+    """``(C, b, ...)`` with ``(K, b, ...)`` to ``(K, C, b)``."""
+    return torch.einsum("cbe,kbe->kcb", gradient.flatten(2), direction.flatten(2))

@@ -3,94 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from fairopt.agreement.answers import Answer
-from fairopt.agreement.degeneracy import Standing, standing, units
-from fairopt.agreement.finite_differences import PARTNER, Slope, finite_differences
+from fairopt.agreement.data import Allowed, Answer, Merged, Quantity
+from fairopt.agreement.degeneracy import standing, units
 from fairopt.agreement.parameters import names, natural_sizes, place
-from fairopt.errors import FairoptError
 from fairopt.optimality.derivative import metric
-from fairopt.programs.problem import LP, QP, Problem, select
+from fairopt.programs.problem import LP, QP, Problem
+from fairopt.tolerances import ZERO_GRADIENT, ZERO_SOLUTION
 
-__all__ = [
-    "ORACLE",
-    "Merged",
-    "Quantity",
-    "examine",
-    "gradient_quantities",
-    "input_quantities",
-    "points",
-    "slopes",
-]
-
-ORACLE = "finite differences"
-
-# What is below this share of its natural size is compared with that share, not with itself: a
-# gradient that is zero but for rounding has no digits to agree on.
-FLOOR = 1e-3
-FLOOR_X = 1e-6
-DIRECTIONS = 2  # of finite differences for each parameter
-NOISE = 1e-3  # finite differences that doubt themselves by more than this are left out
+__all__ = ["examine", "gradient_quantities", "input_quantities", "points"]
 
 
-@dataclass(eq=False)
-class Quantity:
-    """One thing that several answers have.
-
-    Attributes:
-        values: by label, ``(B, E)``.
-        present: by label, ``(B,)`` bool.
-        unit: ``(B, E)``, by which values are divided.
-        floor: ``(B,)``, the least that differences are compared with, in units.
-        tolerance: ``(B,)``.
-        counts: ``(B,)`` bool, where a difference is a disagreement.
-        place: the words for element e.
-        whole: whether B = 1 stands for the whole batch.
-    """
-
-    name: str
-    values: dict[str, Tensor]
-    present: dict[str, Tensor]
-    unit: Tensor
-    floor: Tensor
-    tolerance: Tensor
-    counts: Tensor
-    place: Callable[[int], str]
-    whole: bool = False
-
-    def difference(self, a: str, b: str) -> tuple[Tensor, Tensor]:
-        """Relative difference of two, ``(B,)``, NaN where one has none, and where it is worst."""
-        one, other = self.values[a], self.values[b]
-        gap = (one - other).abs()
-        gap = torch.where(gap == 0, 0.0, gap / self.unit)
-        gap = torch.where(gap.isnan(), torch.inf, gap)
-        worst, at = gap.max(-1)
-        size = torch.stack([torch.where(v == 0, 0.0, v.abs() / self.unit) for v in (one, other)])
-        size = torch.where(size.isfinite(), size, 0.0).amax((0, 2))
-        scale = torch.maximum(size, self.floor)
-        relative = torch.where(worst == 0, 0.0, worst / scale)
-        return torch.where(self.present[a] & self.present[b], relative, torch.nan), at
-
-
-@dataclass(frozen=True, eq=False)
-class Merged:
-    """For each problem the best answer, to take units from, and how it stands."""
-
-    x: Tensor
-    row_dual: Tensor
-    bound_dual: Tensor
-    solved: Tensor
-    standing: Standing
-
-
-def examine(
-    problem: Problem, order: Sequence[Answer], tolerance: float, gradient_tolerance: float
-) -> Merged:
+def examine(problem: Problem, order: Sequence[Answer], allowed: Allowed) -> Merged:
     """Merge the answers, best first, and see how each problem's solution stands."""
     batch, m, n = problem.shape
     x = torch.zeros(batch, n, dtype=torch.float64, device=problem.l.device)
@@ -105,16 +33,12 @@ def examine(
         solved = solved | take
     # Multipliers carry the rounding of the data divided by the smallest singular value.
     like = problem.c if isinstance(problem, LP) else problem.q
-    rank = 100 * torch.finfo(like.dtype).eps / gradient_tolerance
-    return Merged(x, y, w, solved, standing(problem, x, y, w, touch=tolerance, rank=rank))
+    rank = 100 * torch.finfo(like.dtype).eps / allowed.gradient
+    return Merged(x, y, w, solved, standing(problem, x, y, w, touch=allowed.solution, rank=rank))
 
 
 def points(
-    problem: Problem,
-    answers: Sequence[Answer],
-    where: Merged,
-    tolerance: float,
-    gradient_tolerance: float,
+    problem: Problem, answers: Sequence[Answer], where: Merged, limits: Allowed
 ) -> Iterable[Quantity]:
     """x, the objective and the multipliers."""
     m = problem.shape[1]
@@ -126,11 +50,11 @@ def points(
     d = metric(problem)
     root = d.sqrt()
     ones = torch.ones_like(where.x)
-    allowed, gradient_allowed = ones[:, 0] * tolerance, ones[:, 0] * gradient_tolerance
+    allowed, gradient_allowed = (ones[:, 0] * limit for limit in limits)
     unique = where.standing.unique | ~where.solved
     unique_duals = where.standing.unique_duals
     yield Quantity(
-        "x", x, claims, ones, FLOOR_X * size_of_x(problem, root), allowed, unique,
+        "x", x, claims, ones, ZERO_SOLUTION * size_of_x(problem, root), allowed, unique,
         lambda e: f"x[{e}]",
     )  # fmt: skip
     terms = {label: objective(problem, v) for label, v in x.items()}
@@ -142,7 +66,7 @@ def points(
     dual = [a for a in solved if a.row_dual is not None]
     claims = {a.label: a.claimed for a in dual}
     _, force = units(problem, where.x, root)
-    floor = FLOOR * force.squeeze(-1)
+    floor = ZERO_GRADIENT * force.squeeze(-1)
     length = problem.rows.norms(1 / d)
     if m:
         yield Quantity(
@@ -189,7 +113,7 @@ def gradient_quantities(
         return
     sizes, root, _ = natural_sizes(problem, where.x, where.row_dual)
     G = (g.double() / root).norm(dim=-1)
-    floor = torch.full_like(G[0], FLOOR)
+    floor = torch.full_like(G[0], ZERO_GRADIENT)
     for name, tensor in zip(names(problem), problem.tensors, strict=True):
         shape = tensor.shape[1:]
         count = math.prod(shape)
@@ -257,94 +181,6 @@ def input_quantities(
 
         yield Quantity(
             f"gradient of {name}", values, dict.fromkeys(values, one > 0),
-            one.expand(1, next(iter(values.values())).shape[-1]), one * size * FLOOR,
+            one.expand(1, next(iter(values.values())).shape[-1]), one * size * ZERO_GRADIENT,
             one * tolerance, one > 0, words, whole=True,
         )  # fmt: skip
-
-
-def slopes(
-    problem: QP,
-    answers: Sequence[Answer],
-    where: Merged,
-    named: str,
-    g: Tensor,
-    tolerance: float,
-    generator: torch.Generator,
-    notes: list[str],
-) -> Iterable[Quantity]:
-    """Gradients along random directions, and what finite differences say of them."""
-    able = [a for a in answers if a.gradients]
-    solvers = [a for a in able if a.backend is not None and a.solution is not None]
-    # The reference that was named, else the fastest: any that is accepted will do.
-    solver = min(
-        solvers,
-        key=lambda a: (a.label != named, a.solution.seconds if a.solution else 0.0),
-        default=None,
-    )
-    if solver is None or solver.backend is None:
-        notes.append(f"{ORACLE}: no backend answered")
-        return
-    usable = solver.accepted & where.standing.unique
-    index = usable.nonzero().squeeze(-1)
-    if not len(index):
-        notes.append(f"{ORACLE}: x is not shown to be unique in any problem")
-        return
-    try:
-        found = finite_differences(
-            select(problem, index), solver.backend, g[:, index],
-            where.standing.unique_duals[index], directions=DIRECTIONS, generator=generator,
-        )  # fmt: skip
-    except FairoptError as error:
-        notes.append(f"{ORACLE}: not possible: {error}")
-        return
-    batch, C = len(problem.l), len(g)
-
-    def whole(part: Tensor, fill: float = 0.0) -> Tensor:
-        """``(K, C, b)`` to ``(B, K * C)``."""
-        out = part.new_full((batch, part.shape[0] * C), fill)
-        out[index] = part.permute(2, 0, 1).flatten(1)
-        return out
-
-    silent = []
-    for name, slope in found.items():
-        if not slope.directions[0, 0].numel():
-            continue
-        values = {ORACLE: whole(slope.values)}
-        for answer in able:
-            values[answer.label] = whole(along(answer.gradients, index, name, slope))
-        unit = whole(slope.size.expand_as(slope.values), 1.0)
-        scale = (values[ORACLE] / unit).abs().amax(-1).clamp(min=FLOOR)
-        doubt = (whole(slope.doubt) / unit).amax(-1) / scale
-        known = torch.zeros_like(usable)
-        known[index] = slope.known
-        known = known & (doubt <= NOISE)
-        if not bool(known.any()):
-            silent.append(name)
-            continue
-
-        def words(e: int, name: str = name) -> str:
-            return f"{name}, direction {e // C}, cotangent {e % C}"
-
-        yield Quantity(
-            f"slope along {name}", values,
-            {a.label: a.accepted & known for a in able} | {ORACLE: known}, unit,
-            torch.full_like(scale, FLOOR), tolerance + 3 * doubt.nan_to_num(0.0), known, words,
-        )  # fmt: skip
-    if silent:
-        notes.append(
-            f"{ORACLE}: no opinion on {', '.join(silent)}: the active set changes within a step, "
-            "or they are too inaccurate"
-        )
-
-
-def along(gradients: dict[str, Tensor], index: Tensor, name: str, slope: Slope) -> Tensor:
-    """<gradient, direction> for each direction and cotangent, ``(K, C, b)``."""
-    total = inner(gradients[name][:, index], slope.directions)
-    if slope.partners is not None:
-        total = total + inner(gradients[PARTNER[name]][:, index], slope.partners)
-    return total
-
-
-def inner(gradient: Tensor, direction: Tensor) -> Tensor:
-    """``(C, b, ...)`` with ``(K, b, ...)`` to ``(K, C, b)``."""
-    return torch.einsum("cbe,kbe->kcb", gradient.flatten(2), direction.flatten(2))

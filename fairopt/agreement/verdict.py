@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from fairopt.agreement.answers import DEFINITE, REFERENCE, Answer
-from fairopt.agreement.quantities import ORACLE, Merged, Quantity
+from fairopt.agreement.data import (
+    DEFINITE,
+    ORACLE,
+    REFERENCE,
+    Allowed,
+    Answer,
+    Merged,
+    Quantity,
+)  # fmt: skip
 from fairopt.agreement.report import JUDGES, Agreement, Difference
 from fairopt.optimality.finishing import proves_infeasible
 from fairopt.programs.problem import LP, Problem
@@ -46,7 +53,7 @@ def conclude(
     where: Merged,
     named: str,
     left_out: dict[str, str],
-    allowed: tuple[float, float],
+    allowed: Allowed,
     notes: list[str],
 ) -> Agreement:
     """Find all differences, who is to blame for them, and what the table says."""
@@ -87,10 +94,10 @@ def conclude(
         left_out=left_out,
         margin=tuple(margin),
         nearest=where.standing.nearest,
-        degenerate=tuple(b for b in range(batch) if margin[b] <= allowed[0]),
+        degenerate=tuple(b for b in range(batch) if margin[b] <= allowed.solution),
         notes=tuple(notes),
-        tolerance=allowed[0],
-        gradient_tolerance=allowed[1],
+        tolerance=allowed.solution,
+        gradient_tolerance=allowed.gradient,
         rows=tuple(
             table_row(answer, quantities, pairs, reference, differences) for answer in answers
         ),

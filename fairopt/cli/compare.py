@@ -76,7 +76,7 @@ def add(commands: Any) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from fairopt.agreement import cross_validate
+    from fairopt.agreement.comparison import cross_validate
     from fairopt.cli import drawing as compare
     from fairopt.programs.storage import load_problem, save_problem
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from fairopt.agreement import Agreement
+from fairopt.agreement.report import Agreement
 from fairopt.errors import ProblemError
 from fairopt.formulation.program import formulate
 from fairopt.notions.catalogue import (

@@ -11,11 +11,11 @@ import copy
 import inspect
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -32,42 +32,38 @@ from fairopt.errors import (
     SolveError,
     UnboundedError,
     UnsupportedProblemError,
-)
-from fairopt.formulation.program import formulate
-from fairopt.layer.module import FairnessLayer
-from fairopt.notions.catalogue import DemographicParity
+)  # fmt: skip
 from fairopt.optimality.derivative import gradients
-from fairopt.programs.problem import LP, QP, Problem, SparseRows
-from fairopt.programs.solution import Solution, Status
-from fairopt.solving.autograd import OPTIMALITY, solve
-from fairopt.testing.failing import Failing, failing, proves_infeasible
-from fairopt.testing.known import ACTIVE, Known, Recipe, draw, recipes, reference
-from fairopt.tolerances import ROW_PRECISION
+from fairopt.programs.problem import QP
+from fairopt.programs.solution import Status
+from fairopt.solving.autograd import solve
+from fairopt.testing.cases import CASES, FORMS, everything, general_recipes, known_recipes
+from fairopt.testing.derivatives import cotangent, derivative, directions, parameter_names
+from fairopt.testing.failing import Failing, proves_infeasible
+from fairopt.testing.judging import (
+    agrees,
+    answer,
+    data,
+    distance,
+    expect,
+    fail,
+    precise,
+    refusals,
+    well_formed,
+    words,
+)  # fmt: skip
+from fairopt.testing.known import Recipe, draw
+from fairopt.testing.parity import in_closed_form, parity
+from fairopt.tolerances import GRADIENT_AGREEMENT
 
 __all__ = ["BackendContract"]
 
-# What backends must agree to, relative to the size of what is compared.
-SOLUTION = {torch.float64: 1e-7, torch.float32: 1e-5}
-GRADIENT = {torch.float64: 1e-6, torch.float32: 1e-4}
-FORMS = {
-    "quadratic": {"diagonal", "dense", "sparse"},
-    "rows": {"blocks", "cells", "dense", "sparse"},
-}
 THREADS, ROUNDS = 4, 4
 ERRORS: dict[Status, type[FairoptError]] = {
     Status.INFEASIBLE: InfeasibleError,
     Status.UNBOUNDED: UnboundedError,
     Status.NONCONVEX: ProblemError,
 }
-
-
-def fail(message: str) -> NoReturn:
-    pytest.fail(f"contract of a backend: {message}", pytrace=False)
-
-
-def expect(holds: object, message: str) -> None:
-    if not holds:
-        fail(message)
 
 
 class BackendContract:
@@ -128,11 +124,11 @@ class BackendContract:
             isinstance(can, Capabilities),
             f"{kind}.capabilities: expected a fairopt.backends.Capabilities, got {can!r}",
         )
-        for field, words in FORMS.items():
-            unknown = set(getattr(can, field)) - words
+        for field, known in FORMS.items():
+            unknown = set(getattr(can, field)) - known
             expect(
                 not unknown,
-                f"{kind}.capabilities.{field}: expected some of {sorted(words)}, got "
+                f"{kind}.capabilities.{field}: expected some of {sorted(known)}, got "
                 f"{sorted(unknown)}",
             )
         expect(
@@ -160,7 +156,7 @@ class BackendContract:
 
     def test_it_can_be_pickled_and_copied(self) -> None:
         """A model that holds a backend is saved and copied with it, also after a solve."""
-        solver, known = self.solver(), draw(next(iter(chosen(self.solver().capabilities))))
+        solver, known = self.solver(), draw(next(iter(general_recipes(self.solver().capabilities))))
         solver.solve(known.problem)
         made: dict[str, Callable[[], Any]] = {
             "pickle.loads(pickle.dumps(backend))": lambda: pickle.loads(pickle.dumps(solver)),
@@ -236,7 +232,7 @@ class BackendContract:
         pull, right = (problem.rows.transpose_apply(one.nu) for one in adjoints)
         gap = distance(pull, right)
         expect(
-            gap <= GRADIENT[smooth.dtype],
+            gap <= GRADIENT_AGREEMENT[smooth.dtype],
             f"vjp: A^T nu is off by {gap:.1e} of its size from that of "
             "Backend.vjp(backend, problem, solution, grad_x)",
         )
@@ -247,11 +243,11 @@ class BackendContract:
         for name, one, other in zip(names, own, shared, strict=True):
             assert one is not None
             assert other is not None
-            if dependent(smooth) and name != "q":
+            if smooth.dependent and name != "q":
                 continue  # the multipliers of dependent rows are not unique
             gap = distance(one, other)
             expect(
-                gap <= GRADIENT[smooth.dtype],
+                gap <= GRADIENT_AGREEMENT[smooth.dtype],
                 f"vjp: the gradient of {name} is off by {gap:.1e} of its size from that of "
                 "Backend.vjp(backend, problem, solution, grad_x)",
             )
@@ -284,7 +280,7 @@ class BackendContract:
             size += float(change.abs().sum())
             shared = ", shared by the batch," if smooth.shared and name != "q" else ""
             expect(
-                abs(slope - expected) <= GRADIENT[smooth.dtype] * size,
+                abs(slope - expected) <= GRADIENT_AGREEMENT[smooth.dtype] * size,
                 f"the gradient of {name}{shared} gives a slope of {slope:.9g} in a random "
                 f"direction; finite differences of the known solution give {expected:.9g}. Where "
                 "vjp is the default one, look at row_dual: it says which rows are active",
@@ -466,357 +462,3 @@ class BackendContract:
             layer.last.backend == solver.name,
             f"Solution.backend: expected {solver.name!r}, got {layer.last.backend!r}",
         )
-
-
-# ---------------------------------------------------------------------------------------------
-# Which problems
-# ---------------------------------------------------------------------------------------------
-
-
-def present(can: Capabilities) -> Iterator[str]:
-    for device in sorted(can.devices):
-        if device == "cpu" or (device == "cuda" and torch.cuda.is_available()):
-            yield device
-
-
-def known_recipes(can: Capabilities) -> Iterator[Recipe]:
-    for device in present(can):
-        yield from recipes(can.quadratic, can.linear, can.rows, device)
-
-
-def chosen(can: Capabilities) -> Iterator[Recipe]:
-    """One of each combination of forms."""
-    return (r for r in known_recipes(can) if r.name == "general" and r.dtype == torch.float64)
-
-
-def undeclared_recipes(can: Capabilities) -> Iterator[Recipe]:
-    everything = recipes(frozenset(FORMS["quadratic"]), True, frozenset(FORMS["rows"]))
-    for recipe in everything:
-        takes = can.linear if recipe.quadratic is None else recipe.quadratic in can.quadratic
-        if recipe.name == "general" and not (takes and recipe.rows in can.rows):
-            yield recipe
-
-
-def failures(can: Capabilities) -> Iterator[Failing]:
-    for device in present(can):
-        yield from failing(can.quadratic, can.linear, can.rows, device)
-
-
-def labelled(choose: Callable[[Capabilities], Iterator[Any]]) -> Callable[[Capabilities], Any]:
-    """The cases as pytest takes them; a device that is declared and not here is a skip by name."""
-
-    def cases(can: Capabilities) -> Iterator[Any]:
-        for case in choose(can):
-            yield pytest.param(case, id=case.label)
-        for device in sorted(can.devices - set(present(can))):
-            mark = pytest.mark.skip(reason=f"no {device} device here")
-            yield pytest.param(None, id=device, marks=mark)
-
-    return cases
-
-
-CASES: dict[str, Callable[[Capabilities], Any]] = {
-    "known": labelled(known_recipes),
-    "smooth": labelled(lambda can: (r for r in known_recipes(can) if r.quadratic is not None)),
-    "form": labelled(chosen),
-    "failure": labelled(failures),
-    "undeclared": labelled(undeclared_recipes),
-}
-
-
-def everything(can: Capabilities) -> Iterator[Problem]:
-    """Problems of every kind, with and without a solution."""
-    for recipe in chosen(can):
-        yield draw(recipe).problem
-    for failure in failures(can):
-        yield failure.problem
-
-
-# ---------------------------------------------------------------------------------------------
-# What is asked of an answer
-# ---------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def refusals(case: Recipe | Failing) -> Iterator[None]:
-    """Skip where a backend refuses what it may refuse: a singular P."""
-    allowed = case.singular if isinstance(case, Recipe) else case.refusable
-    try:
-        yield
-    except UnsupportedProblemError as error:
-        if not allowed:
-            raise
-        pytest.skip(f"the backend refuses a singular P: {error}")
-
-
-# Several tests look at one answer. Keyed by identity: a backend need not be hashable.
-answers: dict[tuple[int, Recipe], tuple[Backend, Solution]] = {}
-
-
-def answer(solver: Backend, recipe: Recipe) -> Solution:
-    """What the backend itself returns for a problem that has a solution."""
-    key = id(solver), recipe
-    if key not in answers:
-        with refusals(recipe):
-            solution = solver.solve(draw(recipe).problem)
-        expect(
-            isinstance(solution, Solution),
-            f"expected a fairopt.Solution from solve, got {type(solution).__name__}",
-        )
-        answers[key] = solver, solution
-    return answers[key][1]
-
-
-def data(problem: Problem) -> tuple[Tensor, ...]:
-    """Every tensor of a problem."""
-    structure: tuple[Tensor, ...] = problem.rows.structure
-    if isinstance(problem, LP):
-        return (
-            problem.c, *problem.rows.tensors, problem.l, problem.u, problem.lb, problem.ub,
-            *structure,
-        )  # fmt: skip
-    if isinstance(problem.P, SparseRows):
-        structure = (*structure, *problem.P.structure)
-    return (*problem.tensors, *structure)
-
-
-def well_formed(solver: Backend, problem: Problem, solution: Solution) -> None:
-    batch, m, n = problem.shape
-    like = problem.c if isinstance(problem, LP) else problem.q
-    for name, tensor, shape, dtype in (
-        ("x", solution.x, (batch, n), like.dtype),
-        ("row_dual", solution.row_dual, (batch, m), torch.float64),
-    ):
-        expect(isinstance(tensor, Tensor), f"Solution.{name}: expected a tensor, got {tensor!r}")
-        expect(
-            tensor.shape == shape and tensor.dtype == dtype and tensor.device == like.device,
-            f"Solution.{name}: expected shape {shape}, {dtype} on {like.device}, got "
-            f"{tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}",
-        )
-        expect(bool(torch.isfinite(tensor).all()), f"Solution.{name}: expected finite numbers")
-        expect(not tensor.requires_grad, f"Solution.{name}: expected no history of autograd")
-    status = solution.status
-    expect(
-        isinstance(status, tuple) and len(status) == batch
-        and all(isinstance(s, Status) for s in status),
-        f"Solution.status: expected a tuple of {batch} fairopt.Status, got {status!r}",
-    )  # fmt: skip
-    expect(
-        all(s is Status.SOLVED for s in status), f"Solution.status: {words(status)}; all have one"
-    )
-    expect(solution.problem is problem, "Solution.problem: expected the problem that was given")
-    expect(
-        solution.backend == solver.name,
-        f"Solution.backend: expected {solver.name!r}, got {solution.backend!r}",
-    )
-    expect(
-        len(solution.iterations) in (0, batch) and all(i >= 0 for i in solution.iterations),
-        f"Solution.iterations: expected {batch} counts or none, got {solution.iterations!r}",
-    )
-    expect(solution.seconds >= 0, f"Solution.seconds: expected a time, got {solution.seconds!r}")
-
-
-def words(status: Sequence[Status]) -> str:
-    return "(" + ", ".join(getattr(s, "name", repr(s)) for s in status) + ")"
-
-
-def precise(solution: Solution, b: int) -> None:
-    """Problem b of the batch meets the promise, by our residuals."""
-    found, dtype = solution.residuals, solution.x.dtype
-    primal = float(found.primal[b])
-    expect(
-        primal <= ROW_PRECISION[dtype],
-        f"problem {b}: "
-        + (
-            "x is outside its bounds; clip it last"
-            if primal == float("inf")
-            else f"a row is violated by {primal:.1e} of its scale"
-        )
-        + f"; promised are bounds exactly, rows to {ROW_PRECISION[dtype]:.0e}",
-    )
-    for name in ("stationarity", "dual_sign", "complementarity"):
-        value = float(getattr(found, name)[b])
-        expect(
-            value <= OPTIMALITY[dtype],
-            f"problem {b}: {name} is {value:.1e}, expected at most {OPTIMALITY[dtype]:.0e}; the "
-            "sign convention is P x + q + A^T y + w = 0 with y > 0 where the upper side pushes",
-        )
-
-
-def agrees(known: Known, solution: Solution, when: str) -> None:
-    """x is the known solution; row_dual its multipliers, unless rows depend."""
-    tolerance = SOLUTION[known.recipe.dtype]
-    x = solution.x.detach().cpu().double()
-    expect(x.shape == known.x.shape, f"{when}: expected x of shape {tuple(known.x.shape)}")
-    gap = distance(x, known.x)
-    if not gap <= tolerance:
-        each = (x - known.x).abs().amax(-1)
-        fail(
-            f"{when}: x is off by {gap:.1e} of its size, expected {tolerance:.0e}; worst in "
-            f"problem {int(each.argmax())} of the batch"
-        )
-    if known.recipe.links or not known.row_dual.numel():
-        return
-    # Relative to what each multiplier does, so that the scale of a row is none of it.
-    length = known.problem.rows.norms(torch.ones_like(known.x).to(solution.x.device)).cpu()
-    y, expected = solution.row_dual.detach().cpu() * length, known.row_dual * length
-    reach = tolerance * max(1.0, known.recipe.spread / 10)
-    if distance(y, expected) <= reach:
-        return
-    expect(
-        distance(-y, expected) > 1e-3,
-        f"{when}: row_dual has the opposite sign; y > 0 is where the upper side pushes",
-    )
-    fail(
-        f"{when}: row_dual is off by {distance(y, expected):.1e} of its size, expected "
-        f"{reach:.0e}; return the multipliers of the iterate that x is of"
-    )
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    """Largest difference over the largest entry (at least 1); NaN counts as infinite."""
-    if not other.numel():
-        return 0.0
-    gap = (one.double() - other.double()).abs()
-    gap = torch.where(torch.isnan(gap), torch.inf, gap)
-    return float(gap.max() / other.double().abs().max().clamp(min=1.0))
-
-
-# ---------------------------------------------------------------------------------------------
-# Derivatives
-# ---------------------------------------------------------------------------------------------
-
-
-def dependent(recipe: Recipe) -> bool:
-    return any(recipe.sides[row] in ACTIVE for row, _ in recipe.links)
-
-
-def numbers(known: Known) -> torch.Generator:
-    return torch.Generator().manual_seed(known.x.numel())
-
-
-def cotangent(known: Known) -> Tensor:
-    g = torch.randn(known.x.shape, generator=numbers(known), dtype=torch.float64)
-    return g.to(known.problem.l.device)
-
-
-def parameter_names(problem: QP) -> list[str]:
-    rows = [f"tensor {i} of the rows" for i in range(len(problem.rows.tensors))]
-    return ["P", "q", *rows, "l", "u", "lb", "ub"]
-
-
-Tangents = tuple[Tensor | None, ...]
-
-
-def directions(known: Known, leaves: Sequence[Tensor]) -> dict[str, Tangents]:
-    """Random directions, by name: one tangent per leaf, ``None`` where it stays.
-
-    Sides that meet stay together, infinite ones stay, P stays symmetric, zeros of P and A stay.
-    """
-    problem, recipe = known.problem, known.recipe
-    assert isinstance(problem, QP)
-    generator = numbers(known)
-    P, q, *rows, l, u, lb, ub = (leaf.detach().double() for leaf in leaves)
-    count = len(leaves)
-
-    def random(like: Tensor) -> Tensor:
-        r = torch.randn(like.shape, generator=generator, dtype=torch.float64)
-        return r.to(like.device)
-
-    def pair(low: Tensor, high: Tensor, size: Tensor | float) -> tuple[Tensor, Tensor]:
-        down = torch.where(torch.isfinite(low), random(low) * size, 0.0)
-        up = torch.where(torch.isfinite(high), random(high) * size, 0.0)
-        return down, torch.where(low == high, down, up)
-
-    def at(place: int, *tangents: Tensor) -> Tangents:
-        filled: list[Tensor | None] = [None] * count
-        filled[place : place + len(tangents)] = tangents
-        return tuple(filled)
-
-    if recipe.spread > 100:  # what is small in P is not where its entries are small
-        turn = P * random(P[:, :1].flatten(1)[:, :1].view(-1, *[1] * (P.dim() - 1)))
-    elif isinstance(problem.P, SparseRows):
-        n = problem.shape[-1]
-        square = random(P.new_zeros(len(P), n, n))
-        turn = P * (square + square.mT)[:, problem.P.row, problem.P.column]
-    elif P.dim() == 3:
-        square = random(P)
-        turn = P * (square + square.mT)
-    else:
-        turn = P * random(P)
-    if recipe.singular and P.dim() == 3:
-        turn = torch.zeros_like(turn)  # it would not stay semidefinite
-    found = {"P": at(0, turn), "q": at(1, random(q) * q.abs().max())}
-    if not dependent(recipe):  # else they would contradict each other
-        for i, tensor in enumerate(rows):
-            found[f"tensor {i} of the rows"] = at(2 + i, tensor * random(tensor))
-        length = problem.rows.norms(torch.ones_like(problem.q).double())[: len(l)]
-        found["l and u"] = at(count - 4, *pair(l, u, length))
-    found["lb and ub"] = at(count - 2, *pair(lb, ub, 1.0))
-    return found
-
-
-def derivative(known: Known, tangents: Tangents, name: str) -> Tensor:
-    """dx in a direction, by central differences of the reference on its active set: ``(B, n)``."""
-    problem = known.problem
-    assert isinstance(problem, QP)
-    # x is linear in q and the sides: there a large step has no error at all.
-    step = 1.0 if name in ("q", "l and u", "lb and ub") else 1e-5
-
-    def moved(by: float) -> Tensor:
-        tensors = [
-            t.double() if tangent is None else t.double() + by * tangent
-            for t, tangent in zip(problem.tensors, tangents, strict=True)
-        ]
-        return reference(problem.with_tensors(*tensors), known.side, known.held)[0]
-
-    return (moved(step) - moved(-step)) / (2 * step)
-
-
-# ---------------------------------------------------------------------------------------------
-# The layer
-# ---------------------------------------------------------------------------------------------
-
-GROUPS = torch.tensor([0, 1, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1])
-TOLERANCE = 0.05
-
-
-def example(dtype: torch.dtype) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    scores = torch.rand(len(GROUPS), generator=generator, dtype=torch.float64)
-    return (scores + 0.3 * GROUPS).to(dtype)
-
-
-def parity(backend: Backend | str, dtype: torch.dtype) -> FairnessLayer:
-    """A layer with this backend, which must be able to solve what it asks for."""
-    constraint = DemographicParity(tolerance=TOLERANCE)
-    if isinstance(backend, Backend):
-        problem = formulate(constraint, example(dtype), GROUPS, bounds=None)
-        missing = backend.capabilities.missing(problem)
-        if missing is not None:
-            pytest.skip(f"the backend does not solve {missing}, which parity on the CPU needs")
-    return FairnessLayer(constraint, bounds=None, backend=backend)
-
-
-def in_closed_form(layer: FairnessLayer, dtype: torch.dtype) -> None:
-    """Two groups, no bounds: both are shifted until their means differ by the tolerance.
-
-    With a the difference of the means as a row, x = s - a (a.s - tolerance) / a.a and the gradient
-    is g - a (a.g) / a.a.
-    """
-    scores = example(dtype).requires_grad_()
-    weights = [-1.0 / int((GROUPS == 0).sum()), 1.0 / int((GROUPS == 1).sum())]
-    a = torch.tensor(weights, dtype=torch.float64)[GROUPS]
-    g = torch.linspace(-1, 1, len(a), dtype=torch.float64)
-    fair = layer(scores, GROUPS)
-    (fair.double() * g).sum().backward()
-    assert scores.grad is not None
-    s = scores.detach().double()
-    x = s - a * (a @ s - TOLERANCE) / (a @ a)
-    for name, found, expected in (
-        ("predictions", fair.detach(), x),
-        ("gradient", scores.grad, g - a * (a @ g) / (a @ a)),
-    ):
-        gap = distance(found, expected)
-        tolerance = (SOLUTION if name == "predictions" else GRADIENT)[dtype]
-        expect(gap <= tolerance, f"FairnessLayer: the {name} are off by {gap:.1e}")

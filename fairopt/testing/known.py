@@ -75,6 +75,11 @@ class Recipe:
         return ", ".join([*words, self.device] if self.device != "cpu" else words)
 
     @property
+    def dependent(self) -> int:
+        """How many active rows are sums of others."""
+        return sum(self.sides[row] in ACTIVE for row, _ in self.links)
+
+    @property
     def rank(self) -> int:
         """How many independent rows hold x."""
         return sum(s in ACTIVE and r not in dict(self.links) for r, s in enumerate(self.sides))
@@ -244,8 +249,8 @@ def draft(recipe: Recipe, source: Source, mask: Tensor) -> Draft:
         # A badly conditioned P is meant to be there: judge the rows alone.
         P = found.P if recipe.spread <= 100 else torch.eye(recipe.n).double()
         values = torch.linalg.svdvals(equations(P, found.A, found.side, found.held)[0])
-        dependent = sum(recipe.sides[row] in ACTIVE for row, _ in recipe.links)
-        if len(values) <= dependent or float(values[-1 - dependent]) >= SMALLEST:
+        count = len(values) - recipe.dependent
+        if count <= 0 or float(values[count - 1]) >= SMALLEST:
             return found
     raise RuntimeError(f"no well-conditioned problem found for: {recipe.label}")
 

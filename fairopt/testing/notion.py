@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
-from fairopt.agreement import cross_validate
+from fairopt.agreement.comparison import cross_validate
 from fairopt.auditing.report import audit
 from fairopt.errors import InfeasibleError
 from fairopt.formulation.inputs import Bounds
@@ -18,10 +18,9 @@ from fairopt.formulation.program import formulate
 from fairopt.layer.module import project
 from fairopt.notions.catalogue import Constraint
 from fairopt.programs.problem import QP
+from fairopt.tolerances import SAME
 
 __all__ = ["check_notion"]
-
-SAME = {torch.float64: 1e-9, torch.float32: 1e-5}  # relative to the largest prediction
 
 
 def check_notion(

@@ -36,8 +36,9 @@ from fairopt.cli.records.formats import (
 )
 from fairopt.cli.records.outputs import Output, Written
 from fairopt.errors import FairoptError, ProblemError
-from fairopt.online import OnlineParity, OnlineReport
+from fairopt.online.module import OnlineParity
 from fairopt.online.persistence import differences, sweep
+from fairopt.online.report import OnlineReport
 
 __all__ = ["CHUNK", "Session"]
 
