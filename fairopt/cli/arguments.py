@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fairopt.notions.names import COMPARING
+
 __all__ = [
-    "INTERRUPTED", "NOTIONS", "USAGE_ERROR", "add_drawing", "at_least", "bound", "drawing",
+    "INTERRUPTED", "USAGE_ERROR", "add_drawing", "at_least", "bound", "drawing",
     "finite", "names", "write_json",
 ]  # fmt: skip
 
@@ -18,14 +20,6 @@ __all__ = [
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
-
-NOTIONS = (
-    "demographic-parity",
-    "equal-opportunity",
-    "predictive-equality",
-    "equalized-odds",
-    "mean-residual",
-)
 DRAWING = ("groups", "notion", "comparison", "tolerance", "batch", "bounds", "dtype", "seed")
 
 
@@ -75,7 +69,9 @@ def names(text: str) -> list[str]:
 def add_drawing(parser: Any, groups: int = 3) -> None:
     """The arguments of a parity problem to draw, but for its size; ``drawing`` reads them."""
     parser.add_argument("--groups", type=at_least(1), metavar="COUNT", help=f"default: {groups}")
-    parser.add_argument("--notion", choices=NOTIONS, help="of parity; default: demographic-parity")
+    parser.add_argument(
+        "--notion", choices=COMPARING, help="of parity; default: demographic-parity"
+    )
     parser.add_argument(
         "--comparison", choices=("pairwise", "overall"),
         help="each pair of groups, or each group with all; default: pairwise",

@@ -9,18 +9,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fairopt.cli.arguments import USAGE_ERROR, at_least, finite, names, write_json
+from fairopt.notions.names import NOTIONS
 
-__all__ = ["NOTIONS", "Progress", "add"]
-
-NOTIONS = (
-    "demographic-parity",
-    "equal-opportunity",
-    "predictive-equality",
-    "equalized-odds",
-    "error-parity",
-    "mean-residual",
-    "impact-ratio",
-)
+__all__ = ["Progress", "add"]
 
 
 def add(commands: Any) -> None:

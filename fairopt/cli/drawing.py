@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,28 +12,13 @@ from torch import Tensor
 from fairopt.agreement.report import Agreement
 from fairopt.errors import ProblemError
 from fairopt.formulation.program import formulate
-from fairopt.notions.catalogue import (
-    Constraint,
-    DemographicParity,
-    EqualizedOdds,
-    EqualOpportunity,
-    MeanResidual,
-    PredictiveEquality,
-)
+from fairopt.notions.names import COMPARING
 from fairopt.programs.problem import QP
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["NOTIONS", "Drawn", "draw", "people", "plot"]
-
-NOTIONS: Mapping[str, Callable[..., Constraint]] = {
-    "demographic-parity": DemographicParity,
-    "equal-opportunity": EqualOpportunity,
-    "predictive-equality": PredictiveEquality,
-    "equalized-odds": EqualizedOdds,
-    "mean-residual": MeanResidual,
-}
+__all__ = ["Drawn", "draw", "people", "plot"]
 
 # Differences below this are shown at it: zero has no place on a logarithmic axis.
 SMALLEST = 1e-17
@@ -49,7 +33,7 @@ class Drawn:
     Attributes:
         samples: n.
         groups: how many; each has at least one sample if there are enough.
-        notion: a key of ``NOTIONS``.
+        notion: a key of ``notions.names.COMPARING``.
         comparison: each pair of groups, or each group with all.
         tolerance: of the notion.
         batch: how many problems.
@@ -75,8 +59,8 @@ def people(drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
     Scores lie between 0 and 1, and higher for groups of a higher number, so that parity costs
     something. Raises ``ProblemError`` if the notion is unknown.
     """
-    if drawn.notion not in NOTIONS:
-        raise ProblemError(f"notion: expected one of {', '.join(NOTIONS)}, got {drawn.notion!r}")
+    if drawn.notion not in COMPARING:
+        raise ProblemError(f"notion: expected one of {', '.join(COMPARING)}, got {drawn.notion!r}")
     dtype = {"float64": torch.float64, "float32": torch.float32}[drawn.dtype]
     generator = torch.Generator().manual_seed(drawn.seed)
     shape = drawn.batch, drawn.samples
@@ -101,7 +85,7 @@ def draw(drawn: Drawn) -> tuple[QP, dict[str, Tensor]]:
             inputs[name] = torch.tensor(value, dtype=dtype)
     for tensor in inputs.values():
         tensor.requires_grad_()
-    constraint = NOTIONS[drawn.notion](inputs["tolerance"], compare=drawn.comparison)
+    constraint = COMPARING[drawn.notion](inputs["tolerance"], compare=drawn.comparison)
     problem = formulate(
         constraint,
         inputs["scores"],

@@ -15,8 +15,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from fairopt.cli.arguments import USAGE_ERROR, at_least, bound, finite, names, write_json
-from fairopt.cli.demo import NOTIONS
 from fairopt.errors import ProblemError
+from fairopt.notions.names import NOTIONS
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -272,7 +272,6 @@ def _check(
 def _parity(
     arguments: argparse.Namespace, groups: tuple[str, ...], labels: Mapping[str, list[str]]
 ) -> OnlineParity:
-    from fairopt.demo.notions import NOTIONS as OFFERED
     from fairopt.online import OnlineParity
 
     made: list[Constraint] = []
@@ -280,7 +279,7 @@ def _parity(
         tolerance = arguments.tolerance if gap is None else gap
         for on in arguments.on or groups:
             parts = tuple(on.split("+"))
-            made.append(OFFERED[name].make(tolerance, parts[0] if len(parts) == 1 else parts))
+            made.append(NOTIONS[name].make(tolerance, parts[0] if len(parts) == 1 else parts))
     return OnlineParity(
         made,
         bounds=tuple(arguments.bounds),

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from fairopt import backends
-from fairopt.cli.drawing import NOTIONS, Drawn, people
+from fairopt.cli.drawing import Drawn, people
 from fairopt.errors import ProblemError, UnsupportedProblemError
 from fairopt.layer.module import project
+from fairopt.notions.names import COMPARING
 
 __all__ = ["Timing", "Timings", "time_backends"]
 
@@ -159,7 +160,7 @@ def step(drawn: Drawn, backend: str, device: torch.device) -> Callable[[], None]
     """One projection and its backward pass."""
     backends.get(backend)  # what is wrong with the name is said now
     scores, groups, targets = (each.to(device) for each in people(drawn))
-    constraint = NOTIONS[drawn.notion](drawn.tolerance, compare=drawn.comparison)
+    constraint = COMPARING[drawn.notion](drawn.tolerance, compare=drawn.comparison)
     scores.requires_grad_()
     direction = torch.linspace(-1, 1, drawn.samples, dtype=scores.dtype, device=device)
 

@@ -1,4 +1,4 @@
-"""The notions that the demo offers, each with its gap as an auditor would compute it.
+"""The notions as the demo shows them, each with its gap as an auditor would compute it.
 
 The gaps are deliberately apart from the code that builds and solves the projection: means by group,
 from predictions, codes and targets alone.
@@ -14,38 +14,25 @@ import torch
 from torch import Tensor
 
 from fairopt.errors import ProblemError
-from fairopt.notions.catalogue import (
-    Constraint,
-    DemographicParity,
-    EqualizedOdds,
-    EqualOpportunity,
-    ErrorParity,
-    ImpactRatio,
-    MeanResidual,
-    PredictiveEquality,
-)
+from fairopt.notions.catalogue import Constraint
+from fairopt.notions.names import NOTIONS
 
-__all__ = ["NOTIONS", "Offered", "check_choice", "constraints", "group_gaps"]
-
+__all__ = ["SHOWN", "check_choice", "constraints", "group_gaps"]
 
 Gap: TypeAlias = Callable[[Tensor, Tensor, Tensor], float]
 
 
 @dataclass(frozen=True)
-class Offered:
-    """One notion.
+class Shown:
+    """How the demo shows one notion of the table of names.
 
     Attributes:
-        make: the constraint of a tolerance and an attribute, or a tuple for intersections.
-        words: what it says, with a place for the tolerance.
-        needs_targets: whether it speaks of outcomes.
+        words: what it says about the demo's data, with a place for the tolerance.
         gap: of predictions, targets and group codes, all ``(n,)``; the notion holds if the gap is
             at most the tolerance.
     """
 
-    make: Callable[[float, str | tuple[str, ...]], Constraint]
     words: str
-    needs_targets: bool
     gap: Gap
 
 
@@ -79,48 +66,34 @@ def everyone(value: Callable[[Tensor, Tensor], Tensor]) -> Gap:
     return lambda x, y, codes: spread(value(x, y), torch.ones_like(x), codes)
 
 
-NOTIONS: Mapping[str, Offered] = {
-    "demographic-parity": Offered(
-        DemographicParity,
+SHOWN: Mapping[str, Shown] = {
+    "demographic-parity": Shown(
         "mean predictions of any two groups differ by at most {:g}",
-        False,
         everyone(lambda x, y: x),
     ),
-    "equal-opportunity": Offered(
-        EqualOpportunity,
+    "equal-opportunity": Shown(
         "among those who earn more, mean predictions of any two groups differ by at most {:g}",
-        True,
         positives,
     ),
-    "predictive-equality": Offered(
-        PredictiveEquality,
+    "predictive-equality": Shown(
         "among those who earn less, mean predictions of any two groups differ by at most {:g}",
-        True,
         negatives,
     ),
-    "equalized-odds": Offered(
-        EqualizedOdds,
+    "equalized-odds": Shown(
         "among those who earn more, and among those who earn less, mean predictions of any two "
         "groups differ by at most {:g}",
-        True,
         lambda x, y, codes: max(positives(x, y, codes), negatives(x, y, codes)),
     ),
-    "error-parity": Offered(
-        ErrorParity,
+    "error-parity": Shown(
         "expected errors of any two groups differ by at most {:g}",
-        True,
         everyone(lambda x, y: y * (1 - x) + (1 - y) * x),
     ),
-    "mean-residual": Offered(
-        MeanResidual,
+    "mean-residual": Shown(
         "mean residuals of any two groups differ by at most {:g}",
-        True,
         everyone(lambda x, y: y - x),
     ),
-    "impact-ratio": Offered(
-        lambda tolerance, on: ImpactRatio(1 - tolerance, on),
+    "impact-ratio": Shown(
         "the lowest mean prediction of a group is at most a share of {:g} below the highest",
-        False,
         shortfall,
     ),
 }
@@ -157,6 +130,6 @@ def group_gaps(
     """
     x, y = predictions.detach().double(), targets.detach().double()
     return {
-        name: max(NOTIONS[notion].gap(x, y, groups[name]) for notion in notions)
+        name: max(SHOWN[notion].gap(x, y, groups[name]) for notion in notions)
         for name in attributes
     }

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fairopt.demo.notions import NOTIONS
+from fairopt.demo.notions import SHOWN
+from fairopt.notions.names import NOTIONS
 
 __all__ = [
     "ROUNDING", "Epoch", "Model", "Quality", "Report", "Settings", "Streamed", "Streaming",
@@ -26,7 +27,7 @@ class Settings:
 
     Attributes:
         tolerance: the largest gap allowed between two groups.
-        notions: keys of ``fairopt.demo.notions.NOTIONS``; all hold at once.
+        notions: keys of ``fairopt.notions.names.NOTIONS``; all hold at once.
         attributes: on which they hold, of those in the data.
         backend: name of the backend that solves the projections.
         epochs: passes over the training rows, for every model.
@@ -274,8 +275,8 @@ def _table(report: Report) -> str:
             line
             for notion in report.settings.notions
             for line in textwrap.wrap(
-                f"{notion.replace('-', ' ').capitalize()} on {' and on '.join(attributes)}: "
-                f"{NOTIONS[notion].words.format(tolerance)}.",
+                f"{NOTIONS[notion].label.capitalize()} on {' and on '.join(attributes)}: "
+                f"{SHOWN[notion].words.format(tolerance)}.",
                 WIDTH,
             )
         ),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fairopt.datasets import Adult, Split, load_adult
-from fairopt.demo.notions import NOTIONS, check_choice
+from fairopt.demo.notions import check_choice
 from fairopt.demo.report import Epoch, Model, Quality, Report, Settings, SweepPoint
 from fairopt.demo.streaming import serve_all
 from fairopt.demo.training import (
@@ -27,6 +27,7 @@ from fairopt.demo.training import (
 )
 from fairopt.formulation.program import formulate
 from fairopt.layer.module import project
+from fairopt.notions.names import NOTIONS
 
 Progress = Callable[[str, bool], None]
 SWEEP = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2)

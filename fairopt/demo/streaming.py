@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from fairopt.datasets import Split
-from fairopt.demo.notions import NOTIONS, constraints, group_gaps
+from fairopt.demo.notions import constraints, group_gaps
 from fairopt.demo.report import Streamed, Streaming
 from fairopt.errors import ProblemError
 from fairopt.layer.module import project
 from fairopt.notions.catalogue import Constraint
+from fairopt.notions.names import NOTIONS
 from fairopt.online.module import OnlineParity
 
 __all__ = ["serve_all"]
