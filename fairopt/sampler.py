@@ -52,9 +52,9 @@ from fairopt.errors import ProblemError
 
 __all__ = ["StratifiedBatchSampler", "Stratum"]
 
-_INTEGER_TYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_LARGEST_SEED = 2**63 - 1
-_GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
+INTEGER_TYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+LARGEST_SEED = 2**63 - 1
+GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 @dataclass(frozen=True)
@@ -133,15 +133,15 @@ class StratifiedBatchSampler(Sampler[list[int]]):
         drop_last: bool = False,
         seed: int | None = None,
     ) -> None:
-        codes = _checked_groups(groups)
+        codes = checked_groups(groups)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ProblemError(
                 f"batch_size must be an integer of at least 1, not {batch_size!r}; "
                 "choose how many samples a batch holds"
             )
         if seed is None:
-            seed = int(torch.randint(_LARGEST_SEED, ()).item())
-        elif isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LARGEST_SEED:
+            seed = int(torch.randint(LARGEST_SEED, ()).item())
+        elif isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
             raise ProblemError(
                 f"seed must be an integer from 0 to 2**63 - 1 or None, not {seed!r}; "
                 "pass None to let torch.manual_seed decide"
@@ -153,7 +153,7 @@ class StratifiedBatchSampler(Sampler[list[int]]):
         self.seed = seed
         self.epoch = 0
 
-        self._ranks, keys = _gray_ranks(codes)
+        self._ranks, keys = gray_ranks(codes)
         self._size = int(self._ranks.size)
         self._full_batches, self._remainder = divmod(self._size, batch_size)
         if self.drop_last and self._full_batches == 0:
@@ -176,8 +176,7 @@ class StratifiedBatchSampler(Sampler[list[int]]):
             for key, count in zip(keys, counts, strict=True)
         )
         self.runs: Mapping[str, Mapping[int, int]] = {
-            name: _count_runs([key[position] for key in keys])
-            for position, name in enumerate(codes)
+            name: count_runs([key[position] for key in keys]) for position, name in enumerate(codes)
         }
 
     @property
@@ -241,13 +240,13 @@ class StratifiedBatchSampler(Sampler[list[int]]):
         # A rare stratum now sits in neighbouring batches. Sorting batches by the fractional part of
         # their multiple of the golden ratio puts neighbours far apart, and any few of them evenly.
         shift = 0 if generator is None else int(generator.integers(max(k, 1)))
-        full = full[np.roll(np.argsort(np.arange(k) * _GOLDEN_RATIO % 1.0), shift)]
+        full = full[np.roll(np.argsort(np.arange(k) * GOLDEN_RATIO % 1.0), shift)]
         if generator is None:
             return np.sort(full, axis=1), np.sort(remainder)
         return generator.permuted(full, axis=1), generator.permutation(remainder)
 
 
-def _checked_groups(groups: Tensor | Mapping[str, Tensor]) -> dict[str, NDArray[np.int64]]:
+def checked_groups(groups: Tensor | Mapping[str, Tensor]) -> dict[str, NDArray[np.int64]]:
     """Each attribute's codes as an int64 array, or the error that says what is wrong with them."""
     named = groups if isinstance(groups, Mapping) else {"group": groups}
     if not named:
@@ -261,7 +260,7 @@ def _checked_groups(groups: Tensor | Mapping[str, Tensor]) -> dict[str, NDArray[
                 f"groups[{name!r}] must be a tensor of integers or bools, not "
                 f"{type(values).__name__}; wrap it with torch.as_tensor"
             )
-        if values.dtype not in _INTEGER_TYPES:
+        if values.dtype not in INTEGER_TYPES:
             raise ProblemError(
                 f"groups[{name!r}] must hold integers or bools, not {values.dtype}; "
                 "code the groups 0, 1, 2, ... and convert with .long()"
@@ -287,7 +286,7 @@ def _checked_groups(groups: Tensor | Mapping[str, Tensor]) -> dict[str, NDArray[
     return codes
 
 
-def _gray_ranks(
+def gray_ranks(
     codes: Mapping[str, NDArray[np.int64]],
 ) -> tuple[NDArray[np.int64], list[tuple[int, ...]]]:
     """Each sample's stratum as a rank in reflected order, and the codes of each rank.
@@ -306,7 +305,7 @@ def _gray_ranks(
     return ranks.astype(np.int64), list(keys)
 
 
-def _count_runs(sequence: list[int]) -> dict[int, int]:
+def count_runs(sequence: list[int]) -> dict[int, int]:
     """How many unbroken runs each value forms in a sequence."""
     runs: dict[int, int] = {}
     for position, value in enumerate(sequence):

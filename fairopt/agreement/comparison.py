@@ -16,7 +16,7 @@ from fairopt.agreement.quantities import (
     gradient_quantities,
     input_quantities,
     points,
-)  # fmt: skip
+)
 from fairopt.agreement.report import Agreement
 from fairopt.agreement.verdict import conclude
 from fairopt.backends import Backend

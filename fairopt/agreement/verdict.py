@@ -16,7 +16,7 @@ from fairopt.agreement.data import (
     Answer,
     Merged,
     Quantity,
-)  # fmt: skip
+)
 from fairopt.agreement.report import JUDGES, Agreement, Difference
 from fairopt.optimality.finishing import proves_infeasible
 from fairopt.programs.problem import LP, Problem

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fairopt.errors import ProblemError
 from fairopt.notions.names import COMPARING
 
 __all__ = [
-    "INTERRUPTED", "USAGE_ERROR", "add_drawing", "at_least", "bound", "drawing",
+    "INTERRUPTED", "USAGE_ERROR", "add_drawing", "at_least", "bound", "drawing", "file_errors",
     "finite", "names", "write_json",
 ]  # fmt: skip
 
@@ -21,6 +23,17 @@ USAGE_ERROR = 2
 INTERRUPTED = 130
 
 DRAWING = ("groups", "notion", "comparison", "tolerance", "batch", "bounds", "dtype", "seed")
+
+
+@contextmanager
+def file_errors() -> Iterator[None]:
+    """Raise a ``ProblemError`` that names the file in place of an ``OSError``."""
+    try:
+        yield
+    except OSError as error:
+        raise ProblemError(
+            f"cannot open {error.filename}: {error.strerror}; name another file"
+        ) from error
 
 
 def write_json(figures: dict[str, Any], path: Path) -> None:
@@ -68,22 +81,19 @@ def names(text: str) -> list[str]:
 
 def add_drawing(parser: Any, groups: int = 3) -> None:
     """The arguments of a parity problem to draw, but for its size; ``drawing`` reads them."""
-    parser.add_argument("--groups", type=at_least(1), metavar="COUNT", help=f"default: {groups}")
-    parser.add_argument(
-        "--notion", choices=COMPARING, help="of parity; default: demographic-parity"
-    )
-    parser.add_argument(
-        "--comparison", choices=("pairwise", "overall"),
-        help="each pair of groups, or each group with all; default: pairwise",
-    )  # fmt: skip
-    parser.add_argument("--tolerance", type=finite, metavar="GAP", help="default: 0.05")
-    parser.add_argument("--batch", type=at_least(1), metavar="COUNT", help="problems; default: 1")
-    parser.add_argument(
-        "--bounds", type=bound, nargs=2, metavar=("LOWER", "UPPER"),
-        help="numbers, or none; default: 0 1",
-    )  # fmt: skip
-    parser.add_argument("--dtype", choices=("float64", "float32"), help="default: float64")
-    parser.add_argument("--seed", type=at_least(0), help="default: 0")
+    # fmt: off
+    option = parser.add_argument
+    option("--groups", type=at_least(1), metavar="COUNT", help=f"default: {groups}")
+    option("--notion", choices=COMPARING, help="of parity; default: demographic-parity")
+    option("--comparison", choices=("pairwise", "overall"),
+        help="each pair of groups, or each group with all; default: pairwise")
+    option("--tolerance", type=finite, metavar="GAP", help="default: 0.05")
+    option("--batch", type=at_least(1), metavar="COUNT", help="problems; default: 1")
+    option("--bounds", type=bound, nargs=2, metavar=("LOWER", "UPPER"),
+        help="numbers, or none; default: 0 1")
+    option("--dtype", choices=("float64", "float32"), help="default: float64")
+    option("--seed", type=at_least(0), help="default: 0")
+    # fmt: on
 
 
 def drawing(arguments: argparse.Namespace, *others: str) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from fairopt.cli.arguments import (
     add_drawing,
     at_least,
     drawing,
+    file_errors,
     finite,
     names,
     write_json,
 )
-from fairopt.errors import ProblemError
 
 __all__ = ["add"]
 
@@ -30,25 +30,20 @@ def add(commands: Any) -> None:
         description="Time a projection, forward and backward, with each backend in turn, for "
         "parity problems drawn at random.",
     )
-    bench.add_argument(
-        "--samples", type=counts, default="100,1000,10000", metavar="COUNT,...",
-        help="in a problem; a line of the table for each; default: 100,1000,10000",
-    )  # fmt: skip
-    bench.add_argument(
-        "--backends", type=names, metavar="NAME,...",
-        help="by default all that are installed; `fairopt doctor` lists them",
-    )  # fmt: skip
+    # fmt: off
+    option = bench.add_argument
+    option("--samples", type=counts, default="100,1000,10000", metavar="COUNT,...",
+        help="in a problem; a line of the table for each; default: 100,1000,10000")
+    option("--backends", type=names, metavar="NAME,...",
+        help="by default all that are installed; `fairopt doctor` lists them")
     add_drawing(bench, GROUPS)
-    bench.add_argument(
-        "--device", default="cpu", metavar="NAME", help="cuda, cuda:1, ...; default: cpu"
-    )
-    bench.add_argument(
-        "--seconds", type=finite, default=1.0, metavar="NUMBER",
+    option("--device", default="cpu", metavar="NAME", help="cuda, cuda:1, ...; default: cpu")
+    option("--seconds", type=finite, default=1.0, metavar="NUMBER",
         help="for each line; a backend that takes longer has one turn, and none in larger "
-        "problems; default: 1",
-    )  # fmt: skip
-    bench.add_argument("--json", type=Path, metavar="FILE", help="for all figures, too")
-    bench.set_defaults(command=_bench)
+             "problems; default: 1")
+    option("--json", type=Path, metavar="FILE", help="for all figures, too")
+    # fmt: on
+    bench.set_defaults(command=run)
 
 
 def counts(text: str) -> list[int]:
@@ -56,17 +51,13 @@ def counts(text: str) -> list[int]:
     return [at_least(1)(part) for part in names(text)]
 
 
-def _bench(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from fairopt.cli.drawing import Drawn
     from fairopt.cli.timing import time_backends
 
-    try:
-        if arguments.json is not None:
-            arguments.json.touch()  # what would fail at the end fails at the start
-    except OSError as error:
-        raise ProblemError(
-            f"cannot open {error.filename}: {error.strerror}; name another file"
-        ) from error
+    if arguments.json is not None:
+        with file_errors():  # What would fail at the end fails at the start.
+            arguments.json.touch()
     found = time_backends(
         Drawn(**{"groups": GROUPS} | drawing(arguments)),
         arguments.samples,

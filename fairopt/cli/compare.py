@@ -11,6 +11,7 @@ from fairopt.cli.arguments import (
     add_drawing,
     at_least,
     drawing,
+    file_errors,
     finite,
     names,
     write_json,
@@ -28,54 +29,40 @@ def add(commands: Any) -> None:
         description="Solve and differentiate one problem with several backends: a saved problem, "
         "or a parity problem drawn at random. The exit status is 0 if all agree, 1 if not.",
     )
-    compare.add_argument(
-        "file", nargs="?", type=Path, metavar="FILE",
-        help="a problem written by fairopt.save_problem; without it one is drawn",
-    )  # fmt: skip
+    # fmt: off
+    option = compare.add_argument
+    option("file", nargs="?", type=Path, metavar="FILE",
+        help="a problem written by fairopt.save_problem; without it one is drawn")
     draw = compare.add_argument_group("the problem to draw")
-    draw.add_argument("--samples", type=at_least(1), metavar="COUNT", help="default: 200")
+    option = draw.add_argument
+    option("--samples", type=at_least(1), metavar="COUNT", help="default: 200")
     add_drawing(draw)
 
-    how = compare.add_argument_group("the comparison")
-    how.add_argument(
-        "--backends", type=names, metavar="NAME,NAME",
-        help="by default all that are installed and take the problem; `fairopt doctor` lists them",
-    )  # fmt: skip
-    how.add_argument(
-        "--reference", metavar="NAME", help="backend that the differences in the table are from"
-    )
-    how.add_argument(
-        "--smoothing", type=finite, default=0.0, metavar="NUMBER",
-        help="of a linear program, to compare gradients too",
-    )  # fmt: skip
-    how.add_argument(
-        "--finite-differences", action="store_true", help="compare gradients with these as well"
-    )
-    how.add_argument(
-        "--allow", type=finite, metavar="NUMBER",
-        help="relative difference of solutions; default: 1e-7, or 1e-5 for float32",
-    )  # fmt: skip
-    how.add_argument(
-        "--allow-gradients", type=finite, metavar="NUMBER",
-        help="and of gradients and multipliers; default: 1e-6, or 1e-4 for float32",
-    )  # fmt: skip
-    how.add_argument(
-        "--cotangents", type=at_least(1), default=3, metavar="COUNT",
-        help="random vectors whose products with the solution are differentiated; default: 3",
-    )  # fmt: skip
-    how.add_argument(
-        "--repeats", type=at_least(0), default=3, metavar="COUNT",
-        help="how often each is timed, the best counts; 0 for no times; default: 3",
-    )  # fmt: skip
+    option = compare.add_argument_group("the comparison").add_argument
+    option("--backends", type=names, metavar="NAME,NAME",
+        help="by default all that are installed and take the problem; `fairopt doctor` lists them")
+    option("--reference", metavar="NAME", help="backend that the differences in the table are from")
+    option("--smoothing", type=finite, default=0.0, metavar="NUMBER",
+        help="of a linear program, to compare gradients too")
+    option("--finite-differences", action="store_true", help="compare gradients with these as well")
+    option("--allow", type=finite, metavar="NUMBER",
+        help="relative difference of solutions; default: 1e-7, or 1e-5 for float32")
+    option("--allow-gradients", type=finite, metavar="NUMBER",
+        help="and of gradients and multipliers; default: 1e-6, or 1e-4 for float32")
+    option("--cotangents", type=at_least(1), default=3, metavar="COUNT",
+        help="random vectors whose products with the solution are differentiated; default: 3")
+    option("--repeats", type=at_least(0), default=3, metavar="COUNT",
+        help="how often each is timed, the best counts; 0 for no times; default: 3")
 
-    out = compare.add_argument_group("what to write")
-    out.add_argument("--json", type=Path, metavar="FILE", help="everything that was found")
-    out.add_argument("--plot", type=Path, metavar="FILE.png", help="differences and times")
-    out.add_argument("--save", type=Path, metavar="FILE.npz", help="the problem, for a bug report")
-    compare.set_defaults(command=_compare)
+    option = compare.add_argument_group("what to write").add_argument
+    option("--json", type=Path, metavar="FILE", help="everything that was found")
+    option("--plot", type=Path, metavar="FILE.png", help="differences and times")
+    option("--save", type=Path, metavar="FILE.npz", help="the problem, for a bug report")
+    # fmt: on
+    compare.set_defaults(command=run)
 
 
-def _compare(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from fairopt.agreement.comparison import cross_validate
     from fairopt.cli import drawing as compare
     from fairopt.programs.storage import load_problem, save_problem
@@ -86,10 +73,15 @@ def _compare(arguments: argparse.Namespace) -> int:
             f"expected a file, or how to draw a problem, got both (--{', --'.join(given)}); leave "
             "one out"
         )
-    outputs: list[Path] = [p for p in (arguments.json, arguments.plot, arguments.save) if p]
-    try:
-        if arguments.plot is not None:
+    if arguments.plot is not None:
+        try:
             import matplotlib.figure  # noqa: F401 - what would fail at the end fails at the start
+        except ImportError as error:
+            raise ProblemError(
+                f"--plot: {error.name} is not installed; get it with: pip install 'fairopt[demo]'"
+            ) from error
+    outputs: list[Path] = [p for p in (arguments.json, arguments.plot, arguments.save) if p]
+    with file_errors():
         for path in outputs:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -102,14 +94,6 @@ def _compare(arguments: argparse.Namespace) -> int:
             source = {"drawn": asdict(drawn)}
         if arguments.save is not None:
             save_problem(problem, arguments.save)
-    except ImportError as error:
-        raise ProblemError(
-            f"--plot: {error.name} is not installed; get it with: pip install 'fairopt[demo]'"
-        ) from error
-    except OSError as error:
-        raise ProblemError(
-            f"cannot open {error.filename}: {error.strerror}; name another file"
-        ) from error
 
     agreement = cross_validate(
         problem,

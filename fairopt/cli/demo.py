@@ -24,58 +24,38 @@ def add(commands: Any) -> None:
         "cores.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    demo.add_argument(
-        "--tolerance", type=finite, default=0.05, metavar="GAP",
-        help="the largest gap allowed between two groups",
-    )  # fmt: skip
-    demo.add_argument(
-        "--notions", type=names, default="demographic-parity", metavar="NAME,...",
-        help=f"of parity, all at once: {', '.join(NOTIONS)}",
-    )  # fmt: skip
-    demo.add_argument(
-        "--attributes", type=names, default="sex,race", metavar="NAME,...",
-        help="on which they hold: sex, race",
-    )  # fmt: skip
-    demo.add_argument(
-        "--backend", default="numba", metavar="NAME",
-        help="solver of the projections; `fairopt doctor` lists them",
-    )  # fmt: skip
-    demo.add_argument(
-        "--epochs", type=at_least(1), default=12, help="passes over the training rows per model"
-    )
-    demo.add_argument(
-        "--batch-size", type=at_least(2), default=1024, metavar="ROWS",
-        help="rows per training batch",
-    )  # fmt: skip
-    demo.add_argument("--seed", type=at_least(0), default=0, help="of weights and batches")
-    demo.add_argument(
-        "--limit", type=at_least(200), metavar="ROWS", default=argparse.SUPPRESS,
-        help="use only so many training and test rows, drawn in proportion, for a quick look",
-    )  # fmt: skip
-    demo.add_argument(
-        "--repeats", type=at_least(1), default=3, metavar="COUNT",
-        help="networks per point of the tolerance plot",
-    )  # fmt: skip
-    demo.add_argument(
-        "--threads", type=at_least(1), default=1, metavar="COUNT",
-        help="threads of torch; more hardly pay for so small a network",
-    )  # fmt: skip
-    demo.add_argument(
-        "--streaming", action="store_true",
-        help="also serve the test rows as a stream, by the paper's online rule and by the pooled "
-        "one, and plot the gap of everything served so far; a few seconds more",
-    )  # fmt: skip
-    demo.add_argument(
-        "--output", type=Path, default=Path("fairopt-demo"), metavar="FOLDER", help="for the plots"
-    )
-    demo.add_argument(
-        "--json", type=Path, metavar="FILE", default=argparse.SUPPRESS,
-        help="also write all figures to this file",
-    )  # fmt: skip
-    demo.set_defaults(command=_demo, limit=None, json=None)
+    # fmt: off
+    option = demo.add_argument
+    option("--tolerance", type=finite, default=0.05, metavar="GAP",
+        help="the largest gap allowed between two groups")
+    option("--notions", type=names, default="demographic-parity", metavar="NAME,...",
+        help=f"of parity, all at once: {', '.join(NOTIONS)}")
+    option("--attributes", type=names, default="sex,race", metavar="NAME,...",
+        help="on which they hold: sex, race")
+    option("--backend", default="numba", metavar="NAME",
+        help="solver of the projections; `fairopt doctor` lists them")
+    option("--epochs", type=at_least(1), default=12, help="passes over the training rows per model")
+    option("--batch-size", type=at_least(2), default=1024, metavar="ROWS",
+        help="rows per training batch")
+    option("--seed", type=at_least(0), default=0, help="of weights and batches")
+    option("--limit", type=at_least(200), metavar="ROWS", default=argparse.SUPPRESS,
+        help="use only so many training and test rows, drawn in proportion, for a quick look")
+    option("--repeats", type=at_least(1), default=3, metavar="COUNT",
+        help="networks per point of the tolerance plot")
+    option("--threads", type=at_least(1), default=1, metavar="COUNT",
+        help="threads of torch; more hardly pay for so small a network")
+    option("--streaming", action="store_true",
+        help="also serve the test rows as a stream, by the paper's online rule and by the "
+             "pooled one, and plot the gap of everything served so far; a few seconds more")
+    option("--output", type=Path, default=Path("fairopt-demo"), metavar="FOLDER",
+        help="for the plots")
+    option("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS,
+        help="also write all figures to this file")
+    # fmt: on
+    demo.set_defaults(command=run, limit=None, json=None)
 
 
-def _demo(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from fairopt import demo
 
     # What would fail at the end should fail at the start.

@@ -23,7 +23,7 @@ from fairopt.tolerances import SELF_TEST
 
 __all__ = ["BackendReport", "Diagnosis", "diagnose"]
 
-_OPTIONAL = {"matplotlib": "the plots of `fairopt demo`: pip install 'fairopt[demo]'"}
+OPTIONAL = {"matplotlib": "the plots of `fairopt demo`: pip install 'fairopt[demo]'"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Diagnosis:
         return asdict(self) | {"healthy": self.healthy}
 
     def __str__(self) -> str:
-        return "\n".join([*_environment_lines(self), "", *_backend_lines(self)])
+        return "\n".join([*environment_lines(self), "", *backend_lines(self)])
 
 
 def diagnose() -> Diagnosis:
@@ -93,8 +93,8 @@ def diagnose() -> Diagnosis:
     from fairopt import __version__
     from fairopt.kernels.compilation import cache_folder  # This imports Numba.
 
-    names = ("fairopt", "torch", "numpy", "numba", *_OPTIONAL)
-    versions = {"python": platform.python_version()} | {name: _version(name) for name in names}
+    names = ("fairopt", "torch", "numpy", "numba", *OPTIONAL)
+    versions = {"python": platform.python_version()} | {name: version_of(name) for name in names}
     versions["fairopt"] = __version__
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -112,32 +112,32 @@ def diagnose() -> Diagnosis:
         devices=devices,
         cuda=cuda,
         kernel_cache=cache_folder(),
-        backends=[_examine(name) for name in backends.names()],
+        backends=[examine(name) for name in backends.names()],
         faults=backends.faults(),
     )
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _solver_version(entry: backends.Entry) -> str | None:
+def solver_version(entry: backends.Entry) -> str | None:
     """Version of the distribution that provides the package that solves."""
     if entry.distribution is not None:
-        return _version(entry.distribution)
+        return version_of(entry.distribution)
     if entry.package is None:
         return None
     package = entry.package.split(".")[0]
     distributions = importlib.metadata.packages_distributions().get(package, [package])
-    return _version(distributions[0])
+    return version_of(distributions[0])
 
 
-def _examine(name: str) -> BackendReport:
+def examine(name: str) -> BackendReport:
     entry = backends.find(name)
-    version = _solver_version(entry)
+    version = solver_version(entry)
     try:
         backend = backends.get(name)
     except BackendNotFoundError as error:
@@ -147,14 +147,14 @@ def _examine(name: str) -> BackendReport:
             name, entry.distribution, entry.installed, version, {}, passed, str(error)
         )
     capabilities = {
-        field.name: _plain(getattr(backend.capabilities, field.name))
+        field.name: plain(getattr(backend.capabilities, field.name))
         for field in fields(backend.capabilities)
     }
-    passed, message = _self_test(name)
+    passed, message = self_test(name)
     return BackendReport(name, entry.distribution, True, version, capabilities, passed, message)
 
 
-def _plain(value: object) -> str | int | float | bool | None:
+def plain(value: object) -> str | int | float | bool | None:
     if value is None or isinstance(value, (str, int, float)):
         return value
     if isinstance(value, (set, frozenset)):
@@ -164,7 +164,7 @@ def _plain(value: object) -> str | int | float | bool | None:
     return str(value)
 
 
-def _self_test(name: str) -> tuple[bool, str]:
+def self_test(name: str) -> tuple[bool, str]:
     """Equal means of two groups of two, as the first kind of problem that the backend takes."""
     dense = DenseRows(torch.tensor([[[0.5, 0.5, -0.5, -0.5]]], dtype=torch.float64))
     cells = CellRows(
@@ -202,7 +202,7 @@ def _self_test(name: str) -> tuple[bool, str]:
     return False, "takes neither quadratic nor linear programs on the CPU"
 
 
-def _environment_lines(diagnosis: Diagnosis) -> list[str]:
+def environment_lines(diagnosis: Diagnosis) -> list[str]:
     lines = [f"{name:13}{version}" for name, version in diagnosis.versions.items() if version]
     lines += [
         f"{'system':13}{diagnosis.system}",
@@ -218,13 +218,13 @@ def _environment_lines(diagnosis: Diagnosis) -> list[str]:
         lines.append(f"{'kernel cache':13}{diagnosis.kernel_cache} (writable)")
     lines += [
         f"{name:13}not installed; it draws {purpose}"
-        for name, purpose in _OPTIONAL.items()
+        for name, purpose in OPTIONAL.items()
         if diagnosis.versions[name] is None
     ]
     return lines
 
 
-def _backend_lines(diagnosis: Diagnosis) -> list[str]:
+def backend_lines(diagnosis: Diagnosis) -> list[str]:
     lines = []
     for report in diagnosis.backends:
         version = f" {report.version}" if report.version else ""

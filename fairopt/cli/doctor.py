@@ -18,10 +18,10 @@ def add(commands: Any) -> None:
         "solve with every installed backend.",
     )
     doctor.add_argument("--json", action="store_true", help="print JSON instead of text")
-    doctor.set_defaults(command=_doctor)
+    doctor.set_defaults(command=run)
 
 
-def _doctor(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from fairopt.cli.diagnosis import diagnose
 
     diagnosis = diagnose()

@@ -39,93 +39,58 @@ def add(commands: Any) -> None:
         "with its adjusted score as it comes; keep the state in a file, also if killed; print a "
         "report at the end, on standard error.",
     )
-    stream.add_argument(
-        "file", nargs="?", default="-", metavar="FILE",
-        help="of records; without it, or with -, standard input",
-    )  # fmt: skip
-    stream.add_argument(
-        "--state", type=Path, required=True, metavar="FILE",
-        help="where the state is kept between runs; made if there is none",
-    )  # fmt: skip
+    # fmt: off
+    option = stream.add_argument
+    option("file", nargs="?", default="-", metavar="FILE",
+        help="of records; without it, or with -, standard input")
+    option("--state", type=Path, required=True, metavar="FILE",
+        help="where the state is kept between runs; made if there is none")
 
-    rule = stream.add_argument_group("what shall hold")
-    rule.add_argument(
-        "--notion", type=notions, required=True, metavar="NAME[=GAP],...",
-        help=f"of parity, all at once: {', '.join(NOTIONS)}",
-    )  # fmt: skip
-    rule.add_argument(
-        "--tolerance", type=finite, metavar="GAP",
-        help="the largest gap, for notions that are not given one of their own",
-    )  # fmt: skip
-    rule.add_argument(
-        "--on", type=names, metavar="NAME,...",
-        help="the attributes compared, sex+race for intersections; default: each of --groups",
-    )  # fmt: skip
-    rule.add_argument(
-        "--bounds", type=bound, nargs=2, required=True, metavar=("LOWER", "UPPER"),
-        help="of adjusted scores, numbers or none",
-    )  # fmt: skip
-    rule.add_argument(
-        "--feedback", choices=("pooled", "hard", "batch"), default="pooled",
-        help="the rule; default: pooled",
-    )  # fmt: skip
-    rule.add_argument("--step-size", type=finite, metavar="NUMBER", help="of the rule")
-    rule.add_argument(
-        "--warm-up", type=at_least(0), default=0, metavar="COUNT",
-        help="records that --feedback hard serves by pooled first; default: 0",
-    )  # fmt: skip
-    rule.add_argument(
-        "--batch-size", type=at_least(1), default=1, metavar="COUNT",
-        help="records that the rule adjusts together; default: 1",
-    )  # fmt: skip
+    option = stream.add_argument_group("what shall hold").add_argument
+    option("--notion", type=notions, required=True, metavar="NAME[=GAP],...",
+        help=f"of parity, all at once: {', '.join(NOTIONS)}")
+    option("--tolerance", type=finite, metavar="GAP",
+        help="the largest gap, for notions that are not given one of their own")
+    option("--on", type=names, metavar="NAME,...",
+        help="the attributes compared, sex+race for intersections; default: each of --groups")
+    option("--bounds", type=bound, nargs=2, required=True, metavar=("LOWER", "UPPER"),
+        help="of adjusted scores, numbers or none")
+    option("--feedback", choices=("pooled", "hard", "batch"), default="pooled",
+        help="the rule; default: pooled")
+    option("--step-size", type=finite, metavar="NUMBER", help="of the rule")
+    option("--warm-up", type=at_least(0), default=0, metavar="COUNT",
+        help="records that --feedback hard serves by pooled first; default: 0")
+    option("--batch-size", type=at_least(1), default=1, metavar="COUNT",
+        help="records that the rule adjusts together; default: 1")
 
-    records = stream.add_argument_group("the records")
-    records.add_argument(
-        "--format", choices=("csv", "jsonl"), help="default: as the first line looks"
-    )
-    records.add_argument("--score", default="score", metavar="NAME", help="default: score")
-    records.add_argument(
-        "--groups", type=names, required=True, metavar="NAME,...",
-        help="columns, or keys, of the attributes; their values are any labels",
-    )  # fmt: skip
-    records.add_argument("--target", metavar="NAME", help="of targets, for notions that need them")
-    records.add_argument("--weight", metavar="NAME", help="of weights")
-    records.add_argument(
-        "--adjusted", default="adjusted", metavar="NAME",
-        help="of the adjusted scores in what is written; default: adjusted",
-    )  # fmt: skip
-    records.add_argument(
-        "--group-labels", type=declared, action="append", default=[],
-        metavar="NAME=LABEL,...", help="labels of an attribute that are known; may be repeated",
-    )  # fmt: skip
-    records.add_argument(
-        "--unknown-group", choices=("add", "raise"), default="add",
-        help="what to do with other labels; default: add",
-    )  # fmt: skip
+    option = stream.add_argument_group("the records").add_argument
+    option("--format", choices=("csv", "jsonl"), help="default: as the first line looks")
+    option("--score", default="score", metavar="NAME", help="default: score")
+    option("--groups", type=names, required=True, metavar="NAME,...",
+        help="columns, or keys, of the attributes; their values are any labels")
+    option("--target", metavar="NAME", help="of targets, for notions that need them")
+    option("--weight", metavar="NAME", help="of weights")
+    option("--adjusted", default="adjusted", metavar="NAME",
+        help="of the adjusted scores in what is written; default: adjusted")
+    option("--group-labels", type=declared, action="append", default=[], metavar="NAME=LABEL,...",
+        help="labels of an attribute that are known; may be repeated")
+    option("--unknown-group", choices=("add", "raise"), default="add",
+        help="what to do with other labels; default: add")
 
-    how = stream.add_argument_group("input and output")
-    how.add_argument(
-        "--output", type=Path, metavar="FILE",
-        help="for records with adjusted scores, instead of standard output; a later run appends",
-    )  # fmt: skip
-    how.add_argument(
-        "--observe", action="store_true",
-        help="the records were served before, and have their targets now: count these, write none",
-    )  # fmt: skip
-    how.add_argument(
-        "--from-start", action="store_true",
-        help="standard input is sent again from its beginning: skip what was counted",
-    )  # fmt: skip
-    how.add_argument(
-        "--new-input", action="store_true",
-        help="count FILE from its start if it is not the one that was counted under its name",
-    )  # fmt: skip
-    how.add_argument(
-        "--chunk-size", type=at_least(1), metavar="LINES",
-        help="lines that are saved together, at most; default: 8192",
-    )  # fmt: skip
-    how.add_argument("--json", type=Path, metavar="FILE", help="for the report, too")
-    stream.set_defaults(command=_stream)
+    option = stream.add_argument_group("input and output").add_argument
+    option("--output", type=Path, metavar="FILE",
+        help="for records with adjusted scores, instead of standard output; a later run appends")
+    option("--observe", action="store_true",
+        help="the records were served before, and have their targets now: count these, write none")
+    option("--from-start", action="store_true",
+        help="standard input is sent again from its beginning: skip what was counted")
+    option("--new-input", action="store_true",
+        help="count FILE from its start if it is not the one that was counted under its name")
+    option("--chunk-size", type=at_least(1), metavar="LINES",
+        help="lines that are saved together, at most; default: 8192")
+    option("--json", type=Path, metavar="FILE", help="for the report, too")
+    # fmt: on
+    stream.set_defaults(command=run)
 
 
 def notions(text: str) -> dict[str, float | None]:
@@ -157,22 +122,22 @@ def declared(text: str) -> tuple[str, list[str]]:
 # ---------------------------------------------------------------------------------------------
 
 
-def _stream(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     groups = tuple(arguments.groups)
     labels = dict(arguments.group_labels)
-    _check(arguments, groups, labels)
+    check_arguments(arguments, groups, labels)
     try:
         if arguments.json is not None:
             arguments.json.touch()  # what would fail at the end fails at the start
         with ExitStack() as stack:
-            return _serve(arguments, groups, labels, stack)
+            return serve(arguments, groups, labels, stack)
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        _say(f"error: cannot read or write{where}: {error.strerror}; what is in the state is safe")
+        say(f"error: cannot read or write{where}: {error.strerror}; what is in the state is safe")
         return USAGE_ERROR
 
 
-def _serve(
+def serve(
     arguments: argparse.Namespace,
     groups: tuple[str, ...],
     labels: Mapping[str, list[str]],
@@ -180,22 +145,22 @@ def _serve(
 ) -> int:
     from fairopt.cli.records import Columns, Session
 
-    signals = _Signals()
+    signals = Signals()
     stack.enter_context(signals.caught_here())
     columns = Columns(
         arguments.score, groups, arguments.target, arguments.weight, arguments.adjusted,
         arguments.observe,
     )  # fmt: skip
-    source = _source(arguments.file, signals, stack)
+    source = source_of(arguments.file, signals, stack)
     chosen = {} if arguments.chunk_size is None else {"chunk": arguments.chunk_size}
     status, session = 0, None
     try:
         session = stack.enter_context(
             Session(
-                _parity(arguments, groups, labels),
+                parity_of(arguments, groups, labels),
                 columns,
                 state=arguments.state,
-                output=_output(arguments, signals, stack),
+                output=output_of(arguments, signals, stack),
                 kind=arguments.format,
                 batch_size=arguments.batch_size,
                 labels=labels,
@@ -203,22 +168,22 @@ def _serve(
             )
         )
         if session.found:
-            _say(f"going on after record {session.records}")
+            say(f"going on after record {session.records}")
         if session.repeated:
-            _say("the answers of the last chunk come once more: the run before was cut short")
+            say("the answers of the last chunk come once more: the run before was cut short")
         session.run(
             source,
             from_start=arguments.from_start,
             new_input=arguments.new_input,
             stopped=lambda: signals.caught is not None,
         )
-    except _Stop:
+    except Stop:
         pass
     except BrokenPipeError:
-        _say("nobody reads what is written any more; what is missing comes first in the next run")
+        say("nobody reads what is written any more; what is missing comes first in the next run")
         status = BY_SIGNAL + 13
     if signals.caught is not None:
-        _say(f"ended by {signal.Signals(signals.caught).name}; the state is saved")
+        say(f"ended by {signal.Signals(signals.caught).name}; the state is saved")
         status = BY_SIGNAL + signals.caught
     if session is not None:
         report = session.report()
@@ -229,7 +194,7 @@ def _serve(
     return status
 
 
-def _check(
+def check_arguments(
     arguments: argparse.Namespace, groups: tuple[str, ...], labels: Mapping[str, list[str]]
 ) -> None:
     """Raise where arguments do not fit to each other."""
@@ -269,7 +234,7 @@ def _check(
         raise ProblemError("--observe: expected no --output, for nothing is written, got one")
 
 
-def _parity(
+def parity_of(
     arguments: argparse.Namespace, groups: tuple[str, ...], labels: Mapping[str, list[str]]
 ) -> OnlineParity:
     from fairopt.online import OnlineParity
@@ -291,11 +256,11 @@ def _parity(
     )
 
 
-def _source(name: str, signals: _Signals, stack: ExitStack) -> Source:
+def source_of(name: str, signals: Signals, stack: ExitStack) -> Source:
     from fairopt.cli.records import Source
 
     if name == "-":
-        _blocking(sys.stdin.buffer)
+        make_blocking(sys.stdin.buffer)
         return Source(cast("BufferedReader", sys.stdin.buffer), None, signals.reading)
     path = Path(name)
     file = stack.enter_context(path.open("rb"))
@@ -303,36 +268,36 @@ def _source(name: str, signals: _Signals, stack: ExitStack) -> Source:
     return Source(file, path if regular else None, signals.reading)
 
 
-def _output(arguments: argparse.Namespace, signals: _Signals, stack: ExitStack) -> Output:
-    from fairopt.cli.records import FileOutput, NoOutput, PipeOutput
+def output_of(arguments: argparse.Namespace, signals: Signals, stack: ExitStack) -> Output:
+    from fairopt.cli.records import FileOutput, Output, PipeOutput
 
     path: Path | None = arguments.output
     if arguments.observe:
-        return NoOutput()
+        return Output()
     if path is None:
-        _blocking(sys.stdout.buffer)
+        make_blocking(sys.stdout.buffer)
         return PipeOutput(getattr(sys.stdout.buffer, "raw", sys.stdout.buffer), signals.writing)
     if path.exists() and not path.is_file():  # a named pipe, a device
         return PipeOutput(stack.enter_context(path.open("wb", buffering=0)), signals.writing)
     return FileOutput(path, stack)
 
 
-def _blocking(file: BinaryIO) -> None:
+def make_blocking(file: BinaryIO) -> None:
     """Let a standard stream wait, whatever the process before us made of it."""
     with suppress(AttributeError, OSError, ValueError):  # no file of the system, or no such system
         os.set_blocking(file.fileno(), True)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     with suppress(BrokenPipeError):  # nobody listens; that is no reason to fail
         print(f"fairopt: {line}", file=sys.stderr, flush=True)
 
 
-class _Stop(BaseException):
+class Stop(BaseException):
     """Ends a wait."""
 
 
-class _Signals:
+class Signals:
     """SIGINT and SIGTERM end the stream in order: behind the chunk at hand, or while it waits.
 
     While it waits for a sender, the first one ends it. While it waits for a reader, the second one
@@ -341,8 +306,8 @@ class _Signals:
 
     def __init__(self) -> None:
         self.caught: int | None = None
-        self.reading = _Wait(self, 1)
-        self.writing = _Wait(self, 2)
+        self.reading = Wait(self, 1)
+        self.writing = Wait(self, 2)
         self.enough: int | None = None  # how many signals end what is waited for now
         self.count = 0
 
@@ -350,7 +315,7 @@ class _Signals:
         """End a wait if there were enough."""
         if self.enough is not None and self.count >= self.enough:
             self.enough = None
-            raise _Stop
+            raise Stop
 
     def catch(self, number: int, frame: FrameType | None) -> None:
         """What to do on a signal."""
@@ -372,10 +337,10 @@ class _Signals:
                 signal.signal(number, handler)
 
 
-class _Wait:
+class Wait:
     """Entered again and again, around each wait."""
 
-    def __init__(self, signals: _Signals, enough: int) -> None:
+    def __init__(self, signals: Signals, enough: int) -> None:
         self._signals = signals
         self._enough = enough
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 __all__ = ["Adult", "Split", "load_adult"]
 
-_NUMERIC = ("age", "education_num", "capital_gain", "capital_loss", "hours_per_week")
-_CATEGORICAL = ("workclass", "marital_status", "occupation", "relationship", "native_country")
-_GROUPS = ("sex", "race")
-_MISSING = "?"
+NUMERIC = ("age", "education_num", "capital_gain", "capital_loss", "hours_per_week")
+CATEGORICAL = ("workclass", "marital_status", "occupation", "relationship", "native_country")
+GROUPS = ("sex", "race")
+MISSING = "?"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,28 +89,28 @@ def load_adult() -> Adult:
         The two splits with the names of features and of group codes. About 0.3 seconds on one slow
         core; each call reads the file again, so that no caller sees another's changes.
     """
-    columns = _read_columns()
+    columns = read_columns()
     is_train = np.array([split == "train" for split in columns["split"]])
 
     blocks: list[NDArray[np.float32]] = []
     feature_names: list[str] = []
-    for name in _NUMERIC:
+    for name in NUMERIC:
         values = np.array(columns[name], dtype=np.float64)
         center, scale = values[is_train].mean(), values[is_train].std()
         blocks.append(((values - center) / scale).astype(np.float32)[:, None])
         feature_names.append(name)
-    for name in _CATEGORICAL:
-        codes, values_seen = _encode(columns[name], is_train)
+    for name in CATEGORICAL:
+        codes, values_seen = encode(columns[name], is_train)
         blocks.append((codes[:, None] == np.arange(len(values_seen))).astype(np.float32))
-        shown = ("missing" if value == _MISSING else value for value in values_seen)
+        shown = ("missing" if value == MISSING else value for value in values_seen)
         feature_names.extend(f"{name} = {value}" for value in shown)
 
     features = np.concatenate(blocks, axis=1)
     targets = np.array([income == ">50K" for income in columns["income"]], dtype=np.float32)
     group_codes: dict[str, NDArray[np.int64]] = {}
     group_names: dict[str, tuple[str, ...]] = {}
-    for name in _GROUPS:
-        group_codes[name], group_names[name] = _encode(columns[name], is_train)
+    for name in GROUPS:
+        group_codes[name], group_names[name] = encode(columns[name], is_train)
 
     def split(rows: NDArray[np.bool_]) -> Split:
         return Split(
@@ -127,7 +127,7 @@ def load_adult() -> Adult:
     )
 
 
-def _read_columns() -> dict[str, tuple[str, ...]]:
+def read_columns() -> dict[str, tuple[str, ...]]:
     """The file as strings, column by column."""
     packed = resources.files("fairopt.datasets").joinpath("adult.csv.xz").read_bytes()
     rows = csv.reader(lzma.decompress(packed).decode("ascii").splitlines())
@@ -135,7 +135,7 @@ def _read_columns() -> dict[str, tuple[str, ...]]:
     return dict(zip(header, zip(*rows, strict=True), strict=True))
 
 
-def _encode(
+def encode(
     values: Sequence[str], is_train: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Codes in the alphabetical order of the training values; -1 for a value unseen in training."""

@@ -38,7 +38,7 @@ from fairopt.demo.report import (
     Streamed,
     Streaming,
     SweepPoint,
-)  # fmt: skip
+)
 from fairopt.demo.run import run_demo
 
 __all__ = [

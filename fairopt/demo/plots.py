@@ -18,7 +18,7 @@ __all__ = ["plot", "plot_streaming"]
 
 # From the palette of Okabe and Ito, whose colours stay apart for colour-blind readers; markers and
 # dashes say the same again without colour.
-_STYLES: dict[str, dict[str, Any]] = {
+STYLES: dict[str, dict[str, Any]] = {
     "unconstrained": {"color": "#000000", "marker": "s", "linestyle": "-", "markersize": 4},
     # Open and larger: where both models sit on the tolerance, its markers still show.
     "post-hoc projection": {
@@ -30,14 +30,14 @@ _STYLES: dict[str, dict[str, Any]] = {
     },
     "fairness layer": {"color": "#0072B2", "marker": "o", "linestyle": "-", "markersize": 4},
 }
-_RULES: dict[str, dict[str, Any]] = {
+RULES: dict[str, dict[str, Any]] = {
     # On top: where the paper's rule moves nothing, both show.
     "raw scores": {"color": "#000000", "linestyle": ":", "zorder": 3},
     "the paper's rule": {"color": "#E69F00", "linestyle": (0, (5, 1.5))},
     "the pooled rule": {"color": "#0072B2", "linestyle": "-"},
 }
-_BEFORE_LAYER: dict[str, Any] = {"color": "#56B4E9", "marker": "", "linestyle": ":"}
-_LIMIT: dict[str, Any] = {
+BEFORE_LAYER: dict[str, Any] = {"color": "#56B4E9", "marker": "", "linestyle": ":"}
+LIMIT: dict[str, Any] = {
     "color": "#D55E00",
     "linewidth": 1.2,
     "linestyle": (0, (6, 3)),
@@ -53,12 +53,12 @@ def plot(report: Report, folder: Path) -> tuple[Path, Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "training.png", folder / "tolerance.png"
-    _plot_training(report).savefig(paths[0], dpi=150)
-    _plot_tolerance(report).savefig(paths[1], dpi=150)
+    training_figure(report).savefig(paths[0], dpi=150)
+    tolerance_figure(report).savefig(paths[1], dpi=150)
     return paths
 
 
-def _figure(panels: int, title: str, subtitle: str) -> tuple[Figure, list[Axes]]:
+def figure_of(panels: int, title: str, subtitle: str) -> tuple[Figure, list[Axes]]:
     # Figure, not pyplot: no window, no global state, and any thread may draw.
     from matplotlib.figure import Figure
 
@@ -73,12 +73,12 @@ def _figure(panels: int, title: str, subtitle: str) -> tuple[Figure, list[Axes]]
     return figure, axes
 
 
-def _plot_training(report: Report) -> Figure:
+def training_figure(report: Report) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     tolerance = report.settings.tolerance
     attributes = list(report.models[0].final.raw.gap)
-    figure, axes = _figure(
+    figure, axes = figure_of(
         1 + len(attributes),
         "Test set after each epoch",
         f"gap: the largest between two groups ({', '.join(report.settings.notions)}"
@@ -88,14 +88,14 @@ def _plot_training(report: Report) -> Figure:
     epochs = [entry.epoch for entry in report.models[0].history]
     common: dict[str, Any] = {"linewidth": 1.6}
     for model in report.models:
-        style = {**common, **_STYLES[model.name], "label": model.name}
+        style = {**common, **STYLES[model.name], "label": model.name}
         axes[0].plot(epochs, [entry.fair.log_loss for entry in model.history], **style)
         for ax, name in zip(axes[1:], attributes, strict=True):
             ax.plot(epochs, [entry.fair.gap[name] for entry in model.history], **style)
     for ax, name in zip(axes[1:], attributes, strict=True):
         before = [entry.raw.gap[name] for entry in report.models[-1].history]
-        ax.plot(epochs, before, **common, **_BEFORE_LAYER, label="its network, before the layer")
-        ax.axhline(tolerance, **_LIMIT, label=f"tolerance {tolerance:g}")
+        ax.plot(epochs, before, **common, **BEFORE_LAYER, label="its network, before the layer")
+        ax.axhline(tolerance, **LIMIT, label=f"tolerance {tolerance:g}")
         ax.set_title(f"gap: {name}", loc="left", fontsize=11)
         ax.set_ylim(bottom=0.0)
     axes[0].set_title("log loss (nats)", loc="left", fontsize=11)
@@ -110,11 +110,11 @@ def _plot_training(report: Report) -> Figure:
     return figure
 
 
-def _plot_tolerance(report: Report) -> Figure:
+def tolerance_figure(report: Report) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     count = len(report.unconstrained)
-    figure, axes = _figure(
+    figure, axes = figure_of(
         2,
         "Quality and tolerance",
         f"The layer's networks are trained at each tolerance for {report.settings.epochs} epochs."
@@ -132,14 +132,14 @@ def _plot_tolerance(report: Report) -> Figure:
             "fairness layer": [point.layer for point in report.sweep],
         }
         for name, points in ways.items():
-            style = dict(_STYLES[name], linewidth=1.6, label=name)
+            style = dict(STYLES[name], linewidth=1.6, label=name)
             if name == "unconstrained":
                 style["marker"] = ""
             values = np.array([[value(quality) for quality in point] for point in points])
             ax.plot(tolerances, values.mean(axis=1), **style)
             low, high = values.min(axis=1), values.max(axis=1)
             ax.fill_between(tolerances, low, high, color=style["color"], alpha=0.12, linewidth=0)
-        ax.axvline(report.settings.tolerance, **_LIMIT, label="tolerance of the table")
+        ax.axvline(report.settings.tolerance, **LIMIT, label="tolerance of the table")
         ax.set_title(title, loc="left", fontsize=11)
         ax.set_xlabel("tolerance: largest gap allowed between two groups")
         ax.xaxis.set_major_locator(MaxNLocator(5))
@@ -158,7 +158,7 @@ def plot_streaming(streaming: Streaming, path: Path) -> Path:
 
     sizes = sorted({run.batch_size for run in streaming.runs})
     last = max(run.samples[-1] for run in streaming.runs)
-    figure, axes = _figure(
+    figure, axes = figure_of(
         len(sizes),
         "The gap of everything served so far",
         f"{', '.join(streaming.notions)} on {' and on '.join(streaming.attributes)}; {last:,} "
@@ -167,11 +167,11 @@ def plot_streaming(streaming: Streaming, path: Path) -> Path:
     )
     top = max(1.75 * max(run.end for run in streaming.runs), 2.0 * streaming.tolerance, 1e-3)
     for ax, size in zip(axes, sizes, strict=True):
-        ax.axhspan(0.0, streaming.tolerance, color=_LIMIT["color"], alpha=0.08, linewidth=0)
-        ax.axhline(streaming.tolerance, **_LIMIT, label=f"tolerance {streaming.tolerance:g}")
+        ax.axhspan(0.0, streaming.tolerance, color=LIMIT["color"], alpha=0.08, linewidth=0)
+        ax.axhline(streaming.tolerance, **LIMIT, label=f"tolerance {streaming.tolerance:g}")
         for run in streaming.runs:
             if run.batch_size == size:
-                style = {"linewidth": 1.6, **_RULES[run.rule]}
+                style = {"linewidth": 1.6, **RULES[run.rule]}
                 ax.plot(run.samples, run.gap, label=run.rule, **style)
         ax.set_title(
             "single predictions" if size == 1 else f"batches of {size}", loc="left", fontsize=11

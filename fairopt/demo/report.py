@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from fairopt.demo.notions import SHOWN
 from fairopt.notions.names import NOTIONS
+from fairopt.tolerances import ROW_PRECISION
 
 __all__ = [
     "ROUNDING", "Epoch", "Model", "Quality", "Report", "Settings", "Streamed", "Streaming",
@@ -16,9 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 WIDTH = 100
-# A row of float32 predictions, recomputed in float64, holds to this: the precision that fairopt
-# promises for float32.
-ROUNDING = 1e-6
+ROUNDING = ROW_PRECISION[torch.float32]  # of predictions that are float32
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Epoch:
     fair: Quality
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """One row of the table.
 
@@ -108,12 +109,12 @@ class Model:
     projected: bool
     history: Sequence[Epoch]
     excess_on_test: float
-    excess_in_training: float | None
-    batches_checked: int
-    batches_missing_a_group: int
+    excess_in_training: float | None = None
+    batches_checked: int = 0
+    batches_missing_a_group: int = 0
     seconds_per_epoch: float
-    layer_share: float | None
-    projection_seconds: float | None
+    layer_share: float | None = None
+    projection_seconds: float | None = None
 
     @property
     def final(self) -> Epoch:
@@ -262,10 +263,10 @@ class Report:
         return figures
 
     def __str__(self) -> str:
-        return _table(self)
+        return table(self)
 
 
-def _table(report: Report) -> str:
+def table(report: Report) -> str:
     tolerance = report.settings.tolerance
     attributes = list(report.models[0].final.raw.gap)
     lines = [
@@ -302,13 +303,13 @@ def _table(report: Report) -> str:
             f"{model.name:19} {quality.accuracy:8.4f} {quality.auc:6.4f} {quality.log_loss:8.4f}"
             f"{gaps}   {model.worst_excess:8.1e}   {model.seconds_per_epoch:7.2f}  {share:>5}"
         )
-    lines += ["", *_explanations(report), "", *_verdict(report)]
+    lines += ["", *explanations(report), "", *verdict(report)]
     if report.streaming is not None:
         lines += ["", str(report.streaming)]
     return "\n".join(lines)
 
 
-def _explanations(report: Report) -> list[str]:
+def explanations(report: Report) -> list[str]:
     layer = report.models[-1]
     gap = "the largest between two groups on the test rows"
     after, checked = "after the projection", "on the test rows"
@@ -333,7 +334,7 @@ def _explanations(report: Report) -> list[str]:
     return lines
 
 
-def _verdict(report: Report) -> list[str]:
+def verdict(report: Report) -> list[str]:
     layer, tolerance = report.models[-1], report.settings.tolerance
     if layer.worst_excess <= ROUNDING:
         lines = [

@@ -29,6 +29,8 @@ from fairopt.formulation.program import formulate
 from fairopt.layer.module import project
 from fairopt.notions.names import NOTIONS
 
+__all__ = ["run_demo"]
+
 Progress = Callable[[str, bool], None]
 SWEEP = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2)
 
@@ -49,19 +51,19 @@ def run_demo(settings: Settings, progress: Progress = lambda message, done: None
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
-        return _run(settings, progress)
+        return run_all(settings, progress)
     finally:
         torch.set_num_threads(threads)
 
 
-def _run(settings: Settings, progress: Progress) -> Report:
+def run_all(settings: Settings, progress: Progress) -> Report:
     from fairopt import __version__
 
     began = time.perf_counter()
     progress("loading the data", False)
-    adult = _load(settings)
+    adult = loaded(settings)
     progress("preparing the backend (its kernels are compiled once, then cached)", True)
-    warm_up_seconds = _warm_up(adult, settings)
+    warm_up_seconds = warm_up(adult, settings)
     progress(f"backend {settings.backend} ready in {warm_up_seconds:.1f} s", True)
 
     # The models of the table come first, then what only the tolerance plot needs.
@@ -90,7 +92,7 @@ def _run(settings: Settings, progress: Progress) -> Report:
         return measure(predictions, adult.test, settings)
 
     def answers(seed: int, tolerance: float) -> tuple[Quality, Quality]:
-        post_hoc = _project(trained[None, seed].raw[-1], adult.test, tolerance, settings)
+        post_hoc = projected_by(trained[None, seed].raw[-1], adult.test, tolerance, settings)
         return quality(post_hoc), quality(trained[tolerance, seed].fair[-1])
 
     sweep = []
@@ -121,7 +123,7 @@ def _run(settings: Settings, progress: Progress) -> Report:
         },
         rows={"train": len(adult.train), "test": len(adult.test)},
         constraints=problem.row_names,
-        models=_models(
+        models=models_of(
             adult,
             settings,
             plain=trained[None, settings.seed],
@@ -135,7 +137,7 @@ def _run(settings: Settings, progress: Progress) -> Report:
     )
 
 
-def _load(settings: Settings) -> Adult:
+def loaded(settings: Settings) -> Adult:
     adult = load_adult()
     if settings.limit is None:
         return adult
@@ -147,7 +149,7 @@ def _load(settings: Settings) -> Adult:
     return Adult(part(adult.train), part(adult.test), adult.feature_names, adult.group_names)
 
 
-def _warm_up(adult: Adult, settings: Settings) -> float:
+def warm_up(adult: Adult, settings: Settings) -> float:
     """One forward and backward, so that compilation is in no later figure."""
     started = time.perf_counter()
     size = min(settings.batch_size, len(adult.train))
@@ -158,7 +160,7 @@ def _warm_up(adult: Adult, settings: Settings) -> float:
     return time.perf_counter() - started
 
 
-def _project(scores: Tensor, data: Split, tolerance: float, settings: Settings) -> Tensor:
+def projected_by(scores: Tensor, data: Split, tolerance: float, settings: Settings) -> Tensor:
     groups, targets = known_when_serving(scores, data, settings)
     return project(
         scores,
@@ -170,14 +172,14 @@ def _project(scores: Tensor, data: Split, tolerance: float, settings: Settings) 
     )
 
 
-def _models(
+def models_of(
     adult: Adult, settings: Settings, plain: Training, through: Training
 ) -> tuple[Model, ...]:
     data, tolerance = adult.test, settings.tolerance
     projected, projection_seconds = [], 0.0
     for scores in plain.raw:
         started = time.perf_counter()
-        projected.append(_project(scores, data, tolerance, settings))
+        projected.append(projected_by(scores, data, tolerance, settings))
         projection_seconds = time.perf_counter() - started
 
     def history(raw: Sequence[Tensor], fair: Sequence[Tensor]) -> tuple[Epoch, ...]:
@@ -201,23 +203,14 @@ def _models(
             projected=False,
             history=history(plain.raw, plain.raw),
             excess_on_test=excess(plain.raw[-1], plain.raw[-1]),
-            excess_in_training=None,
-            batches_checked=0,
-            batches_missing_a_group=0,
             seconds_per_epoch=plain_seconds,
-            layer_share=None,
-            projection_seconds=None,
         ),
         Model(
             name="post-hoc projection",
             projected=True,
             history=history(plain.raw, projected),
             excess_on_test=excess(projected[-1], plain.raw[-1]),
-            excess_in_training=None,
-            batches_checked=0,
-            batches_missing_a_group=0,
             seconds_per_epoch=plain_seconds,
-            layer_share=None,
             projection_seconds=projection_seconds,
         ),
         Model(

@@ -18,6 +18,11 @@ from fairopt.layer.module import FairnessLayer
 from fairopt.notions.catalogue import Constraint
 from fairopt.sampler import StratifiedBatchSampler
 
+__all__ = [
+    "BOUNDS", "Training", "area_under_curve", "batches_of", "gaps_of", "known_when_serving",
+    "layer_of", "measure", "network", "notions_of", "train",
+]  # fmt: skip
+
 BOUNDS = (1e-3, 1.0 - 1e-3)
 LEARNING_RATE = 2e-3
 
@@ -51,7 +56,7 @@ def gaps_of(
     return group_gaps(predictions, targets, data.groups, settings.notions, settings.attributes)
 
 
-class _LayerClock:
+class LayerClock:
     """Times the layer inside a training step: its forward directly, its backward between hooks."""
 
     def __init__(self) -> None:
@@ -135,7 +140,7 @@ class Training:
     batches_missing_a_group: int = 0
 
 
-def _named(gaps: Mapping[str, float], digits: int) -> str:
+def named(gaps: Mapping[str, float], digits: int) -> str:
     return ", ".join(f"{name} {gap:.{digits}f}" for name, gap in gaps.items())
 
 
@@ -156,7 +161,7 @@ def train(
     training = Training([], [], [], [], [])
 
     for epoch in range(settings.epochs):
-        clock, epoch_seconds, step_seconds = _LayerClock(), 0.0, 0.0
+        clock, epoch_seconds, step_seconds = LayerClock(), 0.0, 0.0
         for indices in sampler:
             fetched = time.perf_counter()
             batch = data.take(indices)
@@ -196,7 +201,7 @@ def train(
         announce(
             f"epoch {epoch + 1}/{settings.epochs}   test log loss "
             f"{functional.binary_cross_entropy(shown, adult.test.targets):.4f}   "
-            f"gaps {_named(gaps, 3)}   {epoch_seconds:.2f} s"
+            f"gaps {named(gaps, 3)}   {epoch_seconds:.2f} s"
         )
     return training
 

@@ -32,7 +32,7 @@ from fairopt.errors import (
     SolveError,
     UnboundedError,
     UnsupportedProblemError,
-)  # fmt: skip
+)
 from fairopt.optimality.derivative import gradients
 from fairopt.programs.problem import QP
 from fairopt.programs.solution import Status
@@ -51,7 +51,7 @@ from fairopt.testing.judging import (
     refusals,
     well_formed,
     words,
-)  # fmt: skip
+)
 from fairopt.testing.known import Recipe, draw
 from fairopt.testing.parity import in_closed_form, parity
 from fairopt.tolerances import GRADIENT_AGREEMENT

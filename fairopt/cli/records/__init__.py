@@ -8,13 +8,12 @@ command is ``fairopt stream``; nothing here prints.
 
 from fairopt.cli.records.files import Source
 from fairopt.cli.records.formats import Columns, Refusal
-from fairopt.cli.records.outputs import FileOutput, NoOutput, Output, PipeOutput
+from fairopt.cli.records.outputs import FileOutput, Output, PipeOutput
 from fairopt.cli.records.session import Session
 
 __all__ = [
     "Columns",
     "FileOutput",
-    "NoOutput",
     "Output",
     "PipeOutput",
     "Refusal",

@@ -16,7 +16,7 @@ from fairopt.cli.records.files import BLOCK, NOTHING, Mark, compare
 from fairopt.errors import ProblemError
 from fairopt.online.persistence import sync_folder
 
-__all__ = ["FileOutput", "NoOutput", "Output", "PipeOutput", "Written"]
+__all__ = ["FileOutput", "Output", "PipeOutput", "Written"]
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,15 @@ class Written:
     in_file: bool = False
 
 
-class Output(Protocol):
-    """Takes answers.
+class Output:
+    """Takes answers. This one takes none: what an output before it held stays as it is.
 
     Attributes:
         written: what it holds.
     """
 
-    written: Written
+    def __init__(self) -> None:
+        self.written = Written()
 
     def resume(self, written: Written) -> bytes:
         """Go on from what a run before left, and complete it where it is known what is missing.
@@ -51,12 +52,15 @@ class Output(Protocol):
         Returns:
             Answers that have to be promised and written once more.
         """
+        self.written = written
+        return b""
 
     def begin(self, header: bytes) -> None:
         """Answers with this header follow; raises ``ProblemError`` if others came before."""
 
     def promise(self, answers: bytes) -> Written:
         """What the state must say before these are written."""
+        return self.written
 
     def write(self, answers: bytes) -> None:
         """Write what was promised."""
@@ -71,30 +75,7 @@ class Writable(Protocol):
     def write(self, data: memoryview, /) -> int: ...
 
 
-class NoOutput:
-    """Where there are no answers: what an output holds stays as it is."""
-
-    def __init__(self) -> None:
-        self.written = Written()
-
-    def resume(self, written: Written) -> bytes:
-        self.written = written
-        return b""
-
-    def begin(self, header: bytes) -> None:
-        pass
-
-    def promise(self, answers: bytes) -> Written:
-        return self.written
-
-    def write(self, answers: bytes) -> None:
-        pass
-
-    def settle(self) -> None:
-        pass
-
-
-class PipeOutput:
+class PipeOutput(Output):
     """Standard output, or whatever takes bytes and gives none back.
 
     After a kill nobody knows how much of the last chunk was read, so all of it comes again.
@@ -105,7 +86,7 @@ class PipeOutput:
     """
 
     def __init__(self, file: Writable, wait: AbstractContextManager[object] | None = None) -> None:
-        self.written = Written()
+        super().__init__()
         self._file = file
         self._wait = nullcontext() if wait is None else wait
         self._headed = False
@@ -132,15 +113,12 @@ class PipeOutput:
             left = left[written:]  # a signal can make it less than all
         self._headed = True
 
-    def settle(self) -> None:
-        pass
 
-
-class FileOutput:
+class FileOutput(Output):
     """A file, in which each answer stands once, whenever the process was killed."""
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
-        self.written = Written()
+        super().__init__()
         self._path = path
         self._stack = stack
 
