@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from fairopt.backends.numba import backend as numba_
+from fairopt.cli import main
 
 # Reproducible by default: the same code draws the same problems on every machine, so that a red run
 # stays red until it is mended. To look for new counterexamples, with a line that reproduces each:
@@ -54,3 +58,31 @@ def device(request: pytest.FixtureRequest) -> torch.device:
         )
         pytest.skip(f"{reason} (torch {torch.__version__})")
     return torch.device(request.param)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty folder, and ``run``, which gives status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    made = SimpleNamespace(folder=tmp_path)
+
+    def run(*arguments, stdin=b"", state="S"):
+        printed, said = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            patch.setattr(sys, "stdout", printed)
+            patch.setattr(sys, "stderr", said)
+            status = main(["stream", "--state", state, *arguments])
+        printed.flush()
+        return status, printed.buffer.getvalue(), said.getvalue()
+
+    made.run = run
+    return made
+
+
+@pytest.fixture
+def _highs() -> None:
+    """Skip where HiGHS is not installed."""
+    from agreeing import skip_without
+
+    skip_without("highs")
