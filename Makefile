@@ -3,6 +3,7 @@
 #   make demo      train fair models on the bundled census data and show what the layer does
 #   make test      run all tests              make lint    style, formatting, types, imports
 #   make docs      build the documentation    make bench   measure, and write bench/results/
+#   make fuzz      property tests on problems never drawn before
 #   make clean     remove everything that make made
 #
 # TORCH says which build of torch to install: an exact version, so that pip never picks one on its own.
@@ -21,6 +22,9 @@ PYTEST_ARGS ?=
 # Processes that the tests are dealt out to; 0 runs them in one. Threads of OpenMP that wait must let
 # the others work: spinning, they make a test ten times as long.
 TEST_WORKERS ?= 2
+# What `make fuzz` draws its problems from: a number, which repeats a run. And which tests it runs.
+SEED ?= $(shell date +%s)
+FUZZ_TESTS ?= tests
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
@@ -32,7 +36,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .NOTPARALLEL: # two targets share one environment
-.PHONY: help demo test lint docs bench clean check-python
+.PHONY: help demo test fuzz lint docs bench clean check-python
 
 help:
 	@sed -n '/^#   make [a-z]*  /s/^# //p' Makefile
@@ -42,6 +46,12 @@ demo: $(VENV)/.stamp-demo
 
 test: $(VENV)/.stamp-test
 	OMP_WAIT_POLICY=passive $(python) -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+fuzz: seed := $(SEED)
+fuzz: $(VENV)/.stamp-test
+	@echo "seed $(seed); to repeat: make fuzz SEED=$(seed)"
+	OMP_WAIT_POLICY=passive $(python) -m pytest -n $(TEST_WORKERS) --dist worksteal -m hypothesis \
+	    --hypothesis-profile=random --hypothesis-seed=$(seed) $(FUZZ_TESTS) $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp-lint
 	$(python) -m ruff check .
