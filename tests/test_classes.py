@@ -39,8 +39,8 @@ from fairopt import (
     solve,
 )
 from fairopt.backends import Numba, get
+from fairopt.optimality.certificates import proves_infeasible
 from fairopt.optimality.derivative import adjoint
-from fairopt.optimality.finishing import proves_infeasible
 
 NOTIONS = (DemographicParity, EqualOpportunity, PredictiveEquality, EqualizedOdds, MeanResidual)
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from test_refine import qps
 
 from fairopt import QP, CellRows, DemographicParity, DenseRows, formulate, solve
-from fairopt.optimality.cell_refinement import CellRefinement
-from fairopt.optimality.cell_systems import solve_cells
-from fairopt.optimality.derivative import carriers, has_cells, solve_reduced
+from fairopt.optimality.active_sets import active_set
+from fairopt.optimality.compiled_cells import CellRefinement, solve_cells
 from fairopt.optimality.finishing import finish, refinement
+from fairopt.optimality.linear_systems import has_cells, solve_reduced
 from fairopt.optimality.refinement import Refinement
 from fairopt.programs.problem import unchecked
 
@@ -138,7 +138,7 @@ def test_the_sides_that_are_told_are_those_of_the_rule(
     x = start.x + noise * torch.randn_like(start.x)
     solution = finish(problem, x, start.row_dual, backend="test")
     if solution.sides is not None:
-        active, free = carriers(problem, solution, problem.diagonal())
+        active, free = active_set(problem, solution, problem.diagonal())
         assert torch.equal(solution.sides[0], active)
         assert torch.equal(solution.sides[1], free)
 

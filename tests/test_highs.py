@@ -31,7 +31,7 @@ from fairopt import (
 )
 from fairopt.backends import HiGHS
 from fairopt.backends import highs as highs_
-from fairopt.optimality.finishing import proves_infeasible
+from fairopt.optimality.certificates import proves_infeasible
 from fairopt.programs.solution import row_excess
 
 INF = float("inf")

@@ -15,7 +15,7 @@ from torch.autograd import gradcheck
 
 from fairopt import QP, DenseRows, Solution, SparseRows, Status, solve
 from fairopt.backends import Backend, Capabilities
-from fairopt.optimality.least_squares import least_norm
+from fairopt.optimality.linear_systems import least_norm
 from fairopt.programs.problem import Problem
 
 

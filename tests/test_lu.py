@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fairopt.optimality.lu import lu_factor
+from fairopt.optimality.linear_systems import lu_factor
 
 
 @pytest.mark.parametrize("n", [1, 5, 99, 100, 160, 220])

@@ -38,7 +38,8 @@ from fairopt.backends.osqp import backend as osqp_
 from fairopt.backends.osqp.backend import OSQP
 from fairopt.backends.osqp.scaled import Standard
 from fairopt.backends.osqp.workspaces import Workspaces
-from fairopt.optimality.derivative import adjoint, metric, solve_reduced
+from fairopt.optimality.derivative import adjoint
+from fairopt.optimality.linear_systems import metric, solve_reduced
 from fairopt.optimality.sparse_systems import is_convex, solve_sparse
 
 

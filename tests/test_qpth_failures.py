@@ -24,7 +24,7 @@ from fairopt import (
     backends,
     solve,
 )
-from fairopt.optimality.finishing import proves_infeasible
+from fairopt.optimality.certificates import proves_infeasible
 
 if importlib.util.find_spec("qpth") is None:  # importing it asks for CVXPY, which we do not need
     pytest.skip("the package qpth is not installed", allow_module_level=True)

@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 from test_kkt import Reference
 
 from fairopt import LP, QP, CellRows, DenseRows, SparseRows, Status, solve
-from fairopt.optimality.derivative import metric, solve_reduced
-from fairopt.optimality.finishing import (
-    Refinement,
-    finish,
-    proves_infeasible,
-    refine,
-    refined,
-    sharpen_proof,
-)
+from fairopt.optimality.certificates import proves_infeasible, sharpen_proof
+from fairopt.optimality.finishing import Refinement, finish, refine, refined
+from fairopt.optimality.linear_systems import metric, solve_reduced
 from fairopt.programs.problem import Problem
 from fairopt.programs.solution import Solution
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fairopt import QP, DemographicParity, Solution, formulate, solve
 from fairopt.backends import Backend, Numba
 from fairopt.optimality.derivative import adjoint
-from fairopt.optimality.minimum_norm import carrying, shortest
+from fairopt.optimality.minimum_norm import minimum_norm, support
 
 
 def by_clarabel(N: np.ndarray, y: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_the_shortest_multiplier_of_drawn_rows(seed: int, m: int, rank: int) -> 
     )
     y[rng.random(m) < 0.3] = 0
     given_ = [torch.from_numpy(a).unsqueeze(0) for a in (N, y, upper, lower)]
-    got = shortest(*given_)[0].numpy()
+    got = minimum_norm(*given_)[0].numpy()
     length = np.linalg.norm(N, axis=1)
     largest = (np.abs(y) * length).max() or 1.0
     np.testing.assert_allclose(
@@ -123,8 +123,8 @@ def test_a_tight_row_without_a_part_in_any_multiplier_stays_inactive() -> None:
     y = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     upper, lower = torch.tensor([[True, True]]), torch.tensor([[False, False]])
     active = torch.tensor([[True, False]])
-    assert carrying(N, y, active, upper, lower).tolist() == [[True, False]]
-    assert shortest(N, y, upper, lower).tolist() == [[1.0, 0.0]]
+    assert support(N, y, active, upper, lower).tolist() == [[True, False]]
+    assert minimum_norm(N, y, upper, lower).tolist() == [[1.0, 0.0]]
 
 
 def test_problems_of_a_batch_do_not_mix() -> None:

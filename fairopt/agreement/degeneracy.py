@@ -32,9 +32,9 @@ import torch
 from torch import Tensor
 
 from fairopt.agreement.parameters import row_word
-from fairopt.optimality.derivative import metric
-from fairopt.optimality.least_squares import RANK
+from fairopt.optimality.linear_systems import metric
 from fairopt.programs.problem import LP, QP, Problem, SparseRows, compact
+from fairopt.tolerances import RANK
 
 __all__ = ["Standing", "standing"]
 

@@ -23,7 +23,7 @@ from fairopt.agreement.data import ORACLE, Answer, Merged, Quantity
 from fairopt.agreement.parameters import names, natural_sizes
 from fairopt.backends import Backend
 from fairopt.errors import FairoptError
-from fairopt.optimality.derivative import bound_sides, row_sides
+from fairopt.optimality.active_sets import bound_sides, row_sides
 from fairopt.programs.problem import QP, SparseRows, select
 from fairopt.programs.solution import Solution
 from fairopt.solving.autograd import solve

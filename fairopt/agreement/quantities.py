@@ -11,7 +11,7 @@ from torch import Tensor
 from fairopt.agreement.data import Allowed, Answer, Merged, Quantity
 from fairopt.agreement.degeneracy import standing, units
 from fairopt.agreement.parameters import names, natural_sizes, place
-from fairopt.optimality.derivative import metric
+from fairopt.optimality.linear_systems import metric
 from fairopt.programs.problem import LP, QP, Problem
 from fairopt.tolerances import ZERO_GRADIENT, ZERO_SOLUTION
 

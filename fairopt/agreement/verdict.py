@@ -18,7 +18,7 @@ from fairopt.agreement.data import (
     Quantity,
 )
 from fairopt.agreement.report import JUDGES, Agreement, Difference
-from fairopt.optimality.finishing import proves_infeasible
+from fairopt.optimality.certificates import proves_infeasible
 from fairopt.programs.problem import LP, Problem
 from fairopt.programs.solution import Status
 

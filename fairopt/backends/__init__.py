@@ -11,6 +11,7 @@ from fairopt.backends.entries import Entry as Entry
 from fairopt.backends.entries import built_in, entry_points
 from fairopt.errors import BackendNotFoundError, FairoptError, ProblemError
 from fairopt.optimality.derivative import Adjoint
+from fairopt.optimality.finishing import finish
 
 if TYPE_CHECKING:
     from fairopt.backends.highs import HiGHS as HiGHS
@@ -20,7 +21,16 @@ if TYPE_CHECKING:
 
 # The classes of the built-in backends (Numba, ...) are public too. They are not listed, so that
 # "import *" does not import every solver.
-__all__ = ["Adjoint", "Backend", "Capabilities", "available", "get", "names", "register"]
+__all__ = [
+    "Adjoint",
+    "Backend",
+    "Capabilities",
+    "available",
+    "finish",
+    "get",
+    "names",
+    "register",
+]
 
 # Ours and those that `register` added, in the order in which "auto" tries them. What other
 # distributions offer comes after, and is looked for only when none of these will do.

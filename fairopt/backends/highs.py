@@ -8,7 +8,7 @@ Each problem of the batch is passed as
 
     minimise c^T x    subject to    A x - z = b,    lb <= x <= ub,    l <= z <= u,
 
-with b = u and no z for rows whose sides meet, b = 0 for the others: a row with two sides stays one
+with b = u and no z for equality rows, b = 0 for the others: a row with two sides stays one
 row. HiGHS takes feasibility absolutely, so that data far from 1 would be solved to no digit at all;
 rows, costs and x are therefore scaled before, by powers of two, which round nothing.
 
@@ -33,11 +33,13 @@ from scipy.optimize import linprog
 
 from fairopt.backends.contract import Backend, Capabilities
 from fairopt.errors import ProblemError
-from fairopt.optimality.derivative import solve_reduced
-from fairopt.optimality.finishing import finish, proves_infeasible, sharpen_proof
+from fairopt.optimality.certificates import first_proof, proves_unbounded, sharpen_proof
+from fairopt.optimality.finishing import finish
+from fairopt.optimality.linear_systems import solve_reduced
 from fairopt.optimality.sparse_systems import solve_sparse
 from fairopt.programs.problem import LP, Problem, SparseRows
 from fairopt.programs.solution import Solution, Status
+from fairopt.tolerances import FEASIBLE, HIGHS_FEASIBILITY
 
 __all__ = ["HiGHS"]
 
@@ -45,13 +47,9 @@ Array = NDArray[Any]
 Method = Literal["simplex", "interior-point"]
 METHODS = dict(zip(get_args(Method), ("highs-ds", "highs-ipm"), strict=True))
 
-# The tightest feasibility that HiGHS takes; what it is used for here needs no more.
-TIGHTEST = 1e-10
 # On some unbounded problems HiGHS's interior point method never ends (min -x, x free, with a row of
 # zeros). After this many iterations, more on large problems, it is stopped and looked into.
 GUARD = 10_000
-# A direction that is free but for this share of its terms is free; it must fall by more than that.
-PROOF = 1e-9
 
 
 class HiGHS(Backend):
@@ -85,15 +83,17 @@ class HiGHS(Backend):
         self,
         *,
         method: Method = "simplex",
-        eps: float = TIGHTEST,
+        eps: float = HIGHS_FEASIBILITY,
         presolve: bool = False,
         max_iter: int | None = None,
         time_limit: float | None = None,
     ) -> None:
         if method not in METHODS:
             raise ProblemError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-        if not (is_number(eps) and TIGHTEST <= eps <= 1e-3):
-            raise ProblemError(f"eps: expected a number from {TIGHTEST:g} to 1e-3, got {eps!r}")
+        if not (is_number(eps) and HIGHS_FEASIBILITY <= eps <= 1e-3):
+            raise ProblemError(
+                f"eps: expected a number from {HIGHS_FEASIBILITY:g} to 1e-3, got {eps!r}"
+            )
         if not isinstance(presolve, bool):
             raise ProblemError(f"presolve: expected True or False, got {presolve!r}")
         if max_iter is not None and (type(max_iter) is not int or max_iter < 1):
@@ -131,7 +131,7 @@ class HiGHS(Backend):
     def explain(
         self, problem: LP, programs: list[Program], answers: list[Answer], unsolved: list[int]
     ) -> None:
-        """Find out why some problems have no solution; what cannot be proven is left unsaid.
+        """Find out why some problems have no solution; without a proof the status stays open.
 
         The proofs are the simplex method's, whose multipliers are exact; after a crossover they
         are sometimes not.
@@ -141,25 +141,23 @@ class HiGHS(Backend):
         for b, run in zip(unsolved, nearest, strict=True):
             answers[b] = answers[b].with_point(programs[b].answer(run))
         y = torch.from_numpy(np.stack([answer.y for answer in answers]))
-        # Rounding may leave multipliers that push a little to sides that are not there.
-        good = proves_infeasible(problem, y).unsqueeze(-1)
-        y = torch.where(good, y, sharpen_proof(problem, y))
-        infeasible = proves_infeasible(problem, y).tolist()
+        # Rounding may leave multipliers that push a little to infinite sides.
+        infeasible, y = first_proof(problem, y, sharpen_proof(problem, y))
         feasible = []
         for b, run in zip(unsolved, nearest, strict=True):
             if infeasible[b]:
                 answers[b] = replace(answers[b], status=Status.INFEASIBLE, y=y[b].numpy())
-            elif run.status == SOLVED and run.objective <= PROOF * programs[b].size():
+            elif run.status == SOLVED and run.objective <= FEASIBLE * programs[b].size():
                 feasible.append(b)
         # If so: does the objective fall for ever?
         rays = self.each([programs[b].directions() for b in feasible], "simplex")
+        direction = torch.zeros(problem.c.shape, dtype=torch.float64)
         for b, run in zip(feasible, rays, strict=True):
-            falls = run.status == SOLVED and programs[b].falls_along(run.x)
-            answers[b] = replace(
-                answers[b],
-                status=Status.UNBOUNDED if falls else None,
-                iterations=answers[b].iterations + run.iterations,
-            )
+            direction[b] = torch.from_numpy(programs[b].feasible_direction(run.x))
+            answers[b] = replace(answers[b], iterations=answers[b].iterations + run.iterations)
+        falls = proves_unbounded(problem, direction)
+        for b in feasible:
+            answers[b] = replace(answers[b], status=Status.UNBOUNDED if falls[b] else None)
 
     def each(self, programs: list[Program], method: Method) -> list[Run]:
         """Solve several programs, on as many threads as torch may use."""
@@ -206,14 +204,13 @@ class HiGHS(Backend):
         return Run(SOLVED, found.x[:n], y, found.fun, iterations)
 
 
-# What linprog calls them; what is UNKNOWN is looked into, and so are 2 (infeasible) and
-# 3 (unbounded).
+# linprog's numbers. UNKNOWN, 2 (infeasible) and 3 (unbounded) are examined further.
 SOLVED, LIMIT, UNKNOWN = 0, 1, 4
 
 
 @dataclass(frozen=True)
 class Run:
-    """What HiGHS said: x ``(n,)`` and y ``(m,)``, our sign, if its status is ``SOLVED``."""
+    """The result of HiGHS: x ``(n,)`` and y ``(m,)``, our sign, if its status is ``SOLVED``."""
 
     status: int
     x: Array
@@ -224,7 +221,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known of one problem, in its own units; ``status`` is ``None`` while that is open."""
+    """The answer for one problem, in its own units; ``status`` is ``None`` until it is known."""
 
     status: Status | None
     x: Array
@@ -257,7 +254,7 @@ class Program:
     cost_unit: float = 1.0
 
     def answer(self, run: Run) -> Answer:
-        """What a run on this program, or on one with further variables, says of the problem."""
+        """The answer that a run on this program, or on one with further variables, gives."""
         ends = {SOLVED: Status.SOLVED, LIMIT: Status.STALLED}
         x, y = run.x[: len(self.c)] * self.unit, run.y / self.row_unit * self.cost_unit
         return Answer(ends.get(run.status), x, y, run.iterations)
@@ -290,13 +287,10 @@ class Program:
             ub=np.where(np.isfinite(self.ub), 0.0, 1.0),
         )
 
-    def falls_along(self, d: Array) -> bool:
-        """Whether d is such a direction, to rounding, and the objective falls along it."""
-        free = self.directions()
-        d = np.clip(d, free.lb, free.ub)
-        value, scale = self.A @ d, abs(self.A) @ abs(d)
-        stays = (value <= free.u + PROOF * scale) & (value >= free.l - PROOF * scale)
-        return bool(stays.all() and self.c @ d < -PROOF * (abs(self.c) @ abs(d)))
+    def feasible_direction(self, d: Array) -> Array:
+        """d, which is within the bounds of ``directions`` but for rounding, within them."""
+        box = self.directions()
+        return np.clip(d, box.lb, box.ub)
 
     def size(self) -> float:
         """The largest finite side."""

@@ -1,4 +1,4 @@
-"""Which of rows and bounds carry the multiplier, where both hold the same variables.
+"""The multipliers of a problem whose rows and bounds hold the same variables.
 
 Two groups clipped at one upper bound have equal means whatever the row says: row and bounds hold
 the same variables, and of the multipliers
@@ -6,34 +6,35 @@ the same variables, and of the multipliers
     A^T y + w = -(P x + q),   y_r >= 0 where only the upper side of row r is tight, <= 0 where only
                               the lower, free where both, 0 where neither; w alike
 
-there are many, though the rows by themselves are independent. *Clipped out* is a problem whose
-tight rows have a smaller rank on the variables strictly inside their bounds (F) than on all.
+there are many, though the rows by themselves are independent. A problem is *degenerate at bounds*
+if its tight rows have a smaller rank on the variables strictly inside their bounds (F) than on all.
 
-What moves x. What carries in any multiplier holds in every direction of first order: it is active.
-The solver's multiplier shows it all, or at least what spans the same space, but where several of
-its zeros come together: two samples of one score, say, whose bounds stop pushing at the same y.
-Then (and only then is it looked for) every side that carries in some multiplier counts as active,
-so that v, the gradient of scores, is the same whichever multiplier was returned.
+What moves x. A side in the support of some multiplier holds in every direction of first order: it
+is active. The solver's multiplier has these sides in its support, or sides that span the same
+space, except where several of its zeros coincide: two samples of one score, say, whose bounds stop
+pushing at the same y. Only then are the other multipliers examined. Every side in the support of
+some multiplier counts as active, so that v, the gradient of scores, is the same whichever
+multiplier was returned.
 
-What the gradients of rows, sides and bounds are. The y that is shortest counts, on rows of unit
-length in the metric of P^-1 over all variables, and the w that goes with it. It is unique, for its
+The gradients of rows, sides and bounds are taken at the minimum-norm y, on rows of unit length in
+the metric of P^-1 over all variables, and at the w that goes with it. It is unique, because its
 square is strictly convex and w follows from y; and it depends on x and the data alone. It leaves to
-the bounds what bounds can hold, and a row takes over only what they cannot. With the bound
+the bounds all that bounds can hold, and a row takes over only the rest. With the bound
 x_1 = x_2 = 1, scores 3 and 1/2 and the row 0 <= x_1 - x_2 <= u at u = 0 it is w_1 = 2 - y and
-w_2 = y - 1/2, so y = 1/2: bound 1 holds x_1, the row holds x_2. And so it is: when u rises from 0,
+w_2 = y - 1/2, so y = 1/2: bound 1 holds x_1, the row holds x_2. Indeed, when u rises from 0,
 x_2 falls. Only that side has feasible points, and its derivative is the answer. The longest, y = 2,
 would say that x_1 rises, beyond its bound. For one row this is general, because relaxing a side by
 du changes the optimal value by -du min |y|, and tightening it by du max |y|.
-For several rows that one tolerance
-relaxes it would take the smallest sum of |y_r|; the shortest need not have that, and the gradient
-of their common tolerance is then the convention's, as for dependent rows
-(``optimality.minimum_norm``).
+For several rows that one tolerance relaxes it would take the smallest sum of |y_r|; the
+minimum-norm y need not have that, and the gradient of their common tolerance is then the
+convention's, as for dependent rows (``optimality.minimum_norm``).
 
-The adjoint follows. nu is zero on rows without a multiplier, and makes  (g + P v + A^T nu)_i  zero
-first on F, as ever, then (in least squares, in the metric of P^-1) on E, the tight bounds with
-w_i = 0; what is still open is taken shortest. With v as above, (3) of ``optimality.derivative`` is
-exact for every change under which all that carries stays compatible, whatever nu is: a bound that
-all samples share, say. E decides, for the other changes, who yields.
+The adjoint follows the multiplier. nu is zero on rows without a multiplier, and makes
+(g + P v + A^T nu)_i  zero first on F, as ever, then (in least squares, in the metric of P^-1) on E,
+the tight bounds with w_i = 0; of all that remain, the minimum-norm one is taken. With v as above,
+(3) of ``optimality.derivative`` is exact for every change under which the support stays compatible,
+whatever nu is: a bound that all samples share, say. For the other changes E decides which side
+yields.
 
 Method. In units of scaled rows let B be an orthonormal basis of {z : A_WF^T z = 0}. From any one
 multiplier (y, w) all others are y + B c, so with y + B c = (y - B B^T y) + B e it is
@@ -55,61 +56,90 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fairopt.programs.problem import QP, CellRows
+from fairopt.programs.problem import QP, CellRows, Rows
+from fairopt.tolerances import (
+    ACTIVE_SET,
+    ACTIVE_SET_ROUNDING,
+    DEPENDENT,
+    NO_CHANGE,
+    NO_ROW,
+    RANK,
+    ZERO_MULTIPLIER,
+)
 
-__all__ = ["Carried", "Multipliers", "adjoint_rows", "clipped_out", "nearest"]
+__all__ = [
+    "MinimumNorm",
+    "MultiplierSet",
+    "TightSides",
+    "adjoint_rows",
+    "degenerate_at_bounds",
+    "nearest",
+]
 
 Array = NDArray[np.float64]
 
-RANK = 1e-11  # singular values below this are rank deficiency; rows have unit length
-ROUNDING = 10.0  # what is zero but for rounding, in tolerances of ``nearest``
-NONE = 1e-9  # a multiplier below this share of what it is a difference of is zero but for rounding
+
+@dataclass(frozen=True)
+class TightSides:
+    """The sides of rows, ``(B, m)``, and of bounds, ``(B, n)``, that x meets or is pushed to; bool.
+
+    Attributes:
+        upper, lower: of rows; both for equality rows.
+        ub, lb: of bounds.
+        inside: the variables strictly inside their bounds, F of the derivation, ``(B, n)``.
+    """
+
+    upper: Tensor
+    lower: Tensor
+    ub: Tensor
+    lb: Tensor
+    inside: Tensor
 
 
-def clipped_out(problem: QP, tight: Tensor, d: Tensor, N: Tensor) -> Tensor:
+def degenerate_at_bounds(problem: QP, tight: TightSides, d: Tensor, N: Tensor) -> Tensor:
     """Whether the tight rows lose rank to variables at their bounds: ``(B,)``, bool.
 
     Args:
-        tight: ``(B, m)``, bool.
         d: the metric, ``(B, n)``.
         N: ``problem.rows.factor`` on the variables strictly inside.
     """
-    if tight.shape[-1] == 0:
-        return tight.new_zeros(len(tight))
+    rows = tight.upper | tight.lower
+    if rows.shape[-1] == 0:
+        return rows.new_zeros(len(rows))
     length = problem.rows.norms(1 / d)
-    scale = torch.where(tight & (length > 0), 1 / length, 0.0).unsqueeze(-1)
-    inside = (torch.linalg.svdvals(N * scale) > RANK).sum(-1)
-    if bool((inside == (scale > 0).sum((-2, -1))).all()):
-        return tight.new_zeros(len(tight))
+    scale = torch.where(rows & (length > 0), 1 / length, 0.0).unsqueeze(-1)
+    rank_inside = (torch.linalg.svdvals(N * scale) > RANK).sum(-1)
+    if bool((rank_inside == (scale > 0).sum((-2, -1))).all()):
+        return rows.new_zeros(len(rows))
     whole, _ = problem.rows.factor(1 / d, d)
-    found: Tensor = inside < (torch.linalg.svdvals(whole * scale) > RANK).sum(-1)
-    return found
+    degenerate: Tensor = rank_inside < (torch.linalg.svdvals(whole * scale) > RANK).sum(-1)
+    return degenerate
 
 
 @dataclass(frozen=True)
-class Carried:
-    """The shortest multiplier of one problem.
+class MinimumNorm:
+    """The minimum-norm multiplier of one problem.
 
     Attributes:
         y: ``(m,)``.
         w: ``(n,)``, zero at bounds that are not tight.
-        left: the tight bounds that carry none, E of the derivation, ``(n,)``, bool.
+        weak: the tight bounds with w_i = 0, E of the derivation, ``(n,)``, bool.
     """
 
     y: Tensor
     w: Tensor
-    left: Tensor
+    weak: Tensor
 
 
-class Multipliers:
+class MultiplierSet:
     """All multipliers of problem b, as start + B e with G e <= h on rows of unit length.
 
     Args:
         y, w: one multiplier of each problem of the batch, ``(B, m)`` and ``(B, n)``.
-        rows, bounds: upper and lower sides that are tight, bool, ``(B, m)`` and ``(B, n)``.
+        tight: the sides that may have a multiplier.
         N: ``problem.rows.factor`` on the variables strictly inside, ``(B, m, k)``.
         d: the metric, ``(B, n)``.
-        size: what multipliers are large or small to, in units of scaled rows.
+        size: the magnitude that multipliers are compared with, in units of scaled rows.
     """
 
     def __init__(
@@ -118,114 +148,111 @@ class Multipliers:
         b: int,
         y: Tensor,
         w: Tensor,
-        rows: tuple[Tensor, Tensor],
-        bounds: tuple[Tensor, Tensor],
+        tight: TightSides,
         N: Tensor,
         d: Tensor,
         size: float,
     ) -> None:
-        self.problem, self.b, self.y, self.w, self.bounds = problem, b, y, w, bounds
+        self.problem, self.b, self.y, self.w, self.tight = problem, b, y, w, tight
         self.root = d[b].sqrt()
-        self.upper, self.lower = (as_array(side[b]) > 0 for side in rows)
+        self.upper, self.lower = (as_array(side[b]) > 0 for side in (tight.upper, tight.lower))
         self.scale = row_scale(problem, d, self.upper | self.lower, b)
-        kept = self.scale > 0
-        self.B = null_basis(as_array(N[b]) * self.scale[:, None], kept)
-        self.given = as_array(y[b]) / np.where(kept, self.scale, 1.0) * kept
-        back = self.B @ (self.B.T @ self.given)
-        self.start = self.given - back
+        counted = self.scale > 0
+        self.B = null_basis(as_array(N[b]) * self.scale[:, None], counted)
+        self.solver_y = as_array(y[b]) / np.where(counted, self.scale, 1.0) * counted
+        back = self.B @ (self.B.T @ self.solver_y)
+        self.start = self.solver_y - back
         G, h = [], []
         for side, sign in ((self.upper & ~self.lower, -1.0), (self.lower & ~self.upper, 1.0)):
             G.append(sign * self.B[side])
             h.append(-sign * self.start[side])
-        for part, room in bound_rows(problem, b, w, bounds, self.scale):
+        for part, room in bound_rows(problem, b, w, tight, self.scale):
             G.append(part @ self.B)
             h.append(room + part @ back)
         left, right = np.concatenate(G), np.concatenate(h)
         length = np.linalg.norm(left, axis=1)
-        counts = length > 1e-12 * max(1.0, float(length.max(initial=0.0)))
+        counts = length > NO_ROW * max(1.0, float(length.max(initial=0.0)))
         self.G, self.h = left[counts] / length[counts, None], right[counts] / length[counts]
-        self.tolerance = 1e-13 * size
+        self.tolerance = ACTIVE_SET * size
+        self.rounding = ACTIVE_SET_ROUNDING * self.tolerance
         self.e = nearest(self.G, self.h, self.tolerance)
 
-    def pull(self, change: Array) -> Tensor:
-        """A^T times a change of y, ``(n,)``."""
+    def pull(self, change: Array, rows: Rows) -> Tensor:
+        """A^T times a change of y, ``(n,)``; A are the problem's rows or their absolute values."""
         whole = torch.zeros_like(self.y)
         whole[self.b] = torch.from_numpy(change).to(whole.device)
-        return self.problem.rows.transpose_apply(whole)[self.b]
+        return rows.transpose_apply(whole)[self.b]
 
-    def shortest(self) -> Carried:
+    def minimum_norm(self) -> MinimumNorm:
         b, scale = self.b, self.scale
         z = self.start + self.B @ self.e
-        largest = float(np.abs(self.given).max(initial=0.0))
-        z[np.abs(z) <= max(NONE * largest, ROUNDING * self.tolerance)] = 0.0
+        largest = float(np.abs(self.solver_y).max(initial=0.0))
+        z[np.abs(z) <= max(ZERO_MULTIPLIER * largest, self.rounding)] = 0.0
         z = np.where(self.upper, z, np.minimum(z, 0.0))
         z = np.where(self.lower, z, np.maximum(z, 0.0))
-        both = torch.zeros_like(self.y)
-        both[b] = torch.from_numpy((np.abs(z) + np.abs(self.given)) * scale)
-        magnitude = self.w[b].abs() + self.problem.rows.absolute().transpose_apply(both)[b]
-        upper, lower = self.bounds[0][b], self.bounds[1][b]
-        new = self.w[b] - self.pull((z - self.given) * scale)
-        least = NONE * magnitude + ROUNDING * self.tolerance * self.root
-        new = torch.where((upper | lower) & (new.abs() > least), new, 0.0)
-        left = (upper ^ lower) & (new == 0)
-        return Carried(torch.from_numpy(z * scale).to(self.y.device), new, left)
+        rows = self.problem.rows
+        sizes = (np.abs(z) + np.abs(self.solver_y)) * scale
+        terms = self.w[b].abs() + self.pull(sizes, rows.absolute())
+        ub, lb = self.tight.ub[b], self.tight.lb[b]
+        w = self.w[b] - self.pull((z - self.solver_y) * scale, rows)
+        least = ZERO_MULTIPLIER * terms + self.rounding * self.root
+        w = torch.where((ub | lb) & (w.abs() > least), w, 0.0)
+        weak = (ub ^ lb) & (w == 0)
+        return MinimumNorm(torch.from_numpy(z * scale).to(self.y.device), w, weak)
 
-    def carriers(self) -> tuple[Tensor, Tensor]:
-        """Which rows and bounds carry in some multiplier: ``(m,)`` and ``(n,)``, bool.
+    def support(self) -> tuple[Tensor, Tensor]:
+        """Rows and bounds in the support of some multiplier: ``(m,)`` and ``(n,)``, bool.
 
-        Directions that lengthen what the shortest has at zero are found one projection each, until
-        none is left; their sum lengthens all that any does.
+        Directions that increase what is zero in the minimum-norm multiplier are found by one
+        projection each, until none is left; their sum increases everything that any of them does.
         """
         room = np.abs(self.G @ self.e - self.h)
-        close = room <= ROUNDING * self.tolerance + NONE * np.abs(self.h)
-        G = self.G[close]
+        G = self.G[room <= self.rounding + ZERO_MULTIPLIER * np.abs(self.h)]
         whole = np.zeros(self.B.shape[1])
         still = np.ones(len(G), bool)
         while still.any():
             towards = -G[still].sum(0)
-            step = towards + nearest(G, -(G @ towards), 1e-13)
+            step = towards + nearest(G, -(G @ towards), ACTIVE_SET)
             size = float(np.linalg.norm(step))
-            if size <= NONE:
+            if size <= ZERO_MULTIPLIER:
                 break
             whole += step / size
-            grown = G @ (step / size) < -NONE
+            grown = G @ (step / size) < -ZERO_MULTIPLIER
             if not (grown & still).any():
                 break
             still &= ~grown
-        found, change = self.shortest(), self.B @ whole
-        rows = torch.from_numpy(np.abs(change) > NONE).to(self.y.device) | (found.y != 0)
-        pull = self.pull(change * self.scale)
-        size_ = self.problem.rows.absolute().transpose_apply(
-            torch.from_numpy(np.abs(change) * self.scale).to(pull).expand_as(self.y)
-        )[self.b]
-        return rows, (found.w != 0) | (found.left & (pull.abs() > NONE * size_))
+        least, change = self.minimum_norm(), self.B @ whole
+        rows = torch.from_numpy(np.abs(change) > ZERO_MULTIPLIER).to(self.y.device) | (least.y != 0)
+        pull = self.pull(change * self.scale, self.problem.rows)
+        size_ = self.pull(np.abs(change) * self.scale, self.problem.rows.absolute())
+        moves = pull.abs() > ZERO_MULTIPLIER * size_
+        return rows, (least.w != 0) | (least.weak & moves)
 
 
 def bound_rows(
-    problem: QP, b: int, w: Tensor, bounds: tuple[Tensor, Tensor], scale: Array
+    problem: QP, b: int, w: Tensor, tight: TightSides, scale: Array
 ) -> Iterator[tuple[Array, Array]]:
     """G and h of the tight bounds, for a change of z: the sign of w - A^T dz stays.
 
     One row per variable, or for cells one per cell and direction: the one with the least room.
     """
-    upper, lower = bounds[0][b], bounds[1][b]
-    side = upper.double() - lower.double()  # 0 where both: any sign is good
+    side = tight.ub[b].double() - tight.lb[b].double()  # 0 where both: any sign is good
     room = w[b] * side
     rows = problem.rows
     if not isinstance(rows, CellRows):
-        here = (side != 0).nonzero().squeeze(-1)
-        part = rows.to_dense().matrix[b][:, here].double() * side[here]
-        yield as_array(part).T * scale, as_array(room[here]).clip(min=0.0)
+        held = (side != 0).nonzero().squeeze(-1)
+        part = rows.to_dense().matrix[b][:, held].double() * side[held]
+        yield as_array(part).T * scale, as_array(room[held]).clip(min=0.0)
         return
     weight = rows.weight[b].double() * side
     cell, C = rows.cell[b].long(), as_array(rows.coefficient[b]).T * scale
     for sign in (1.0, -1.0):
-        there = weight * sign > 0
+        some = weight * sign > 0
         least = torch.full((len(C),), torch.inf, dtype=torch.float64, device=w.device)
-        share = room[there].clamp(min=0) / weight[there].abs()
-        found = as_array(least.scatter_reduce(0, cell[there], share, "amin"))
-        kept = np.isfinite(found)
-        yield sign * C[kept], found[kept]
+        share = room[some].clamp(min=0) / weight[some].abs()
+        room_of_cell = as_array(least.scatter_reduce(0, cell[some], share, "amin"))
+        bounded = np.isfinite(room_of_cell)
+        yield sign * C[bounded], room_of_cell[bounded]
 
 
 def nearest(G: Array, h: Array, tolerance: float) -> Array:
@@ -247,8 +274,10 @@ def nearest(G: Array, h: Array, tolerance: float) -> Array:
             share = np.linalg.lstsq(G[active].T, G[worst], rcond=None)[0]
             step = share @ G[active] - G[worst]
             square = float(step @ step)
-            full = float(G[worst] @ e - h[worst]) / square if square > 1e-18 else np.inf
-            falling = np.where(share > 1e-12, push / np.where(share > 1e-12, share, 1.0), np.inf)
+            full = float(G[worst] @ e - h[worst]) / square if square > DEPENDENT**2 else np.inf
+            falling = np.where(
+                share > NO_CHANGE, push / np.where(share > NO_CHANGE, share, 1.0), np.inf
+            )
             first = int(falling.argmin()) if len(falling) else -1
             length = min(full, falling[first] if first >= 0 else np.inf)
             if not np.isfinite(length):
@@ -266,22 +295,21 @@ def nearest(G: Array, h: Array, tolerance: float) -> Array:
 
 
 def adjoint_rows(
-    problem: QP, b: int, carried: Carried, meet: Tensor, whole: Tensor, inside: Tensor, d: Tensor
+    problem: QP, b: int, least: MinimumNorm, whole: Tensor, inside: Tensor, d: Tensor
 ) -> Tensor:
     """nu of problem b, ``(m,)``: see "The adjoint follows the multiplier".
 
     Args:
-        meet: rows whose sides meet, ``(B, m)``, bool.
         whole: g + P v, ``(B, n)``.
         inside: variables strictly inside, ``(B, n)``, bool.
     """
-    kept = ((carried.y != 0) | meet[b]).cpu().numpy()
-    scale = row_scale(problem, d, kept, b)
-    left = torch.zeros_like(inside)
-    left[b] = carried.left
+    equality = problem.l[b] == problem.u[b]
+    scale = row_scale(problem, d, ((least.y != 0) | equality).cpu().numpy(), b)
+    weak = torch.zeros_like(inside)
+    weak[b] = least.weak
     nu = np.zeros(len(scale))
     B = np.eye(len(scale))[:, scale > 0]
-    for where in (inside, left):
+    for where in (inside, weak):
         N, c = problem.rows.factor(torch.where(where, 1 / d, 0.0), whole)
         M, target = as_array(N[b]) * scale[:, None], as_array(c[b])
         L = M.T @ B
@@ -292,22 +320,22 @@ def adjoint_rows(
     return torch.from_numpy(nu * scale).to(d.device)
 
 
-def row_scale(problem: QP, d: Tensor, kept: Any, b: int) -> Array:
-    """One over the length of each row, in the metric of P^-1; zero where it is not to count."""
+def row_scale(problem: QP, d: Tensor, rows: Any, b: int) -> Array:
+    """One over the length of each of these rows, in the metric of P^-1; zero for the others."""
     length = as_array(problem.rows.norms(1 / d)[b])
-    return np.where(kept & (length > 0), 1 / np.where(length > 0, length, 1.0), 0.0)
+    return np.where(rows & (length > 0), 1 / np.where(length > 0, length, 1.0), 0.0)
 
 
-def null_basis(M: Array, kept: Any) -> Array:
-    """Orthonormal columns that span {z : M^T z = 0, z = 0 off ``kept``}."""
-    here = np.flatnonzero(kept)
-    B = np.zeros((len(M), len(here)))
-    U, S, _ = np.linalg.svd(M[here], full_matrices=True)
+def null_basis(M: Array, rows: Any) -> Array:
+    """Orthonormal columns that span {z : M^T z = 0, z = 0 off ``rows``}."""
+    index = np.flatnonzero(rows)
+    B = np.zeros((len(M), len(index)))
+    U, S, _ = np.linalg.svd(M[index], full_matrices=True)
     rank = int((S > RANK).sum())
-    B[here] = U
+    B[index] = U
     return B[:, rank:]
 
 
 def as_array(tensor: Tensor) -> Array:
-    found: Array = tensor.detach().double().cpu().numpy()
-    return found
+    array: Array = tensor.detach().double().cpu().numpy()
+    return array

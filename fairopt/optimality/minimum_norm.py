@@ -1,19 +1,19 @@
-"""Which rows carry a multiplier, when more than one multiplier belongs to the same solution.
+"""The support of the multipliers, where more than one multiplier belongs to the same solution.
 
-Tight rows may depend on each other: all pairs among groups at tolerance 0, four groups in two tied
-pairs, two notions that ask for the same. A solver then returns one of many multipliers y, and which
-rows look active would depend on the solver. The rule here does not: of all multipliers
+Tight rows may depend on each other: all pairs among groups at tolerance 0, four groups whose means
+are equal in pairs, two notions that ask for the same. A solver then returns one of many multipliers
+y, and which rows look active would depend on the solver. The rule here does not: of all multipliers
 
     N_W^T z = N_W^T y,    z_r >= 0 where only the upper side of row r is tight,
                           z_r <= 0 where only the lower side is,
 
-the shortest counts (N: the rows on the free variables, of unit length in the metric of P^-1; W:
-the tight rows). It is unique, for its square is strictly convex, and it depends only on x: N_W^T y
-is fixed by stationarity.
+the one of minimum norm counts (N: the rows on the free variables, of unit length in the metric of
+P^-1; W: the tight rows). It is unique, because its square is strictly convex, and it depends only
+on x: N_W^T y is fixed by stationarity.
 
 Derivation of the method. With an orthonormal basis U of the range of N_W, the constraint is
 U^T z = U^T y =: e. The dual of min |z|^2 / 2 has as many unknowns as the rank: z = [U mu], where
-[.] drops what has the wrong sign, and mu minimises  |[U mu]|^2 / 2 - e.mu,  a convex, once
+[.] drops the components of the wrong sign, and mu minimises  |[U mu]|^2 / 2 - e.mu,  a convex, once
 differentiable, piecewise quadratic function. Newton's method with a line search solves it.
 """
 
@@ -22,26 +22,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["carrying", "dependent", "shortest"]
+from fairopt.tolerances import DEPENDENT, NEWTON, RANK, ZERO_MULTIPLIER
 
-RANK = 1e-11  # singular values below this share of the largest are rank deficiency
-NONE = 1e-9  # a multiplier below this share of the largest is zero but for rounding
-STEPS = 60
+__all__ = ["are_dependent", "minimum_norm", "support"]
+
+STEPS, HALVINGS = 60, 40  # of Newton's method, and of one of its steps
 
 
-def dependent(N: Tensor, tight: Tensor) -> Tensor:
+def are_dependent(N: Tensor, tight: Tensor) -> Tensor:
     """Whether the tight rows of each problem depend on each other: ``(B,)``, bool."""
     length = torch.linalg.vector_norm(N, dim=-1)
-    kept: Tensor = tight & (length > 0)
-    if not bool((kept.sum(-1) > 1).any()):
-        return kept.new_zeros(len(kept))
-    S = torch.linalg.svdvals(torch.where(kept.unsqueeze(-1), N / length.unsqueeze(-1), 0.0))
-    found: Tensor = (S > RANK * S[..., :1]).sum(-1) < kept.sum(-1)
-    return found
+    rows: Tensor = tight & (length > 0)
+    if not bool((rows.sum(-1) > 1).any()):
+        return rows.new_zeros(len(rows))
+    S = torch.linalg.svdvals(torch.where(rows.unsqueeze(-1), N / length.unsqueeze(-1), 0.0))
+    dependent: Tensor = (S > RANK * S[..., :1]).sum(-1) < rows.sum(-1)
+    return dependent
 
 
-def shortest(N: Tensor, y: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
-    """The shortest multiplier, ``(B, m)``, of the solution that y belongs to.
+def minimum_norm(N: Tensor, y: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
+    """The minimum-norm multiplier, ``(B, m)``, of the solution that y belongs to.
 
     Args:
         N: ``(B, m, k)``, float64, the rows on the free variables, N N^T = A P^-1 A^T there.
@@ -55,8 +55,7 @@ def shortest(N: Tensor, y: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
     scale = torch.where((length > 0) & tight, 1 / length, 0.0)
     U, S, _ = torch.linalg.svd(N * scale.unsqueeze(-1), full_matrices=False)
     U = U * (S > RANK * S[..., :1]).unsqueeze(-2)
-    given = torch.where(scale > 0, y * length, 0.0)
-    e = torch.einsum("bmr,bm->br", U, given)
+    e = torch.einsum("bmr,bm->br", U, torch.where(scale > 0, y * length, 0.0))
 
     def signed(mu: Tensor) -> Tensor:
         z = torch.einsum("bmr,br->bm", U, mu)
@@ -71,18 +70,18 @@ def shortest(N: Tensor, y: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
     size = e.abs().amax(-1) if e.shape[-1] else e.new_zeros(len(e))
     eye = torch.eye(e.shape[-1], dtype=e.dtype, device=e.device)
     for _ in range(STEPS):
-        left = e - torch.einsum("bmr,bm->br", U, z)
-        error = left.abs().amax(-1)
-        if bool((error <= 1e-14 * size).all()):
+        gradient = e - torch.einsum("bmr,bm->br", U, z)
+        error = gradient.abs().amax(-1)
+        if bool((error <= NEWTON * size).all()):
             break
         H = torch.einsum("bmr,bm,bms->brs", U, (z != 0).double(), U)
-        small = (error / (size + (size == 0))).clamp(max=1e-2) + 1e-14
+        small = (error / (size + (size == 0))).clamp(max=1e-2) + NEWTON
         factor = torch.linalg.cholesky(H + small[:, None, None] * eye)
-        step = torch.cholesky_solve(left.unsqueeze(-1), factor).squeeze(-1)
-        slope = (left * step).sum(-1)
+        step = torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
+        slope = (gradient * step).sum(-1)
         before = value(mu, z)
         length_ = torch.ones_like(error)
-        for _ in range(40):
+        for _ in range(HALVINGS):
             new = mu + length_.unsqueeze(-1) * step
             new_z = signed(new)
             worse = value(new, new_z) > before - 1e-4 * length_ * slope + 1e-15 * before.abs()
@@ -90,20 +89,19 @@ def shortest(N: Tensor, y: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
                 break
             length_ = torch.where(worse, length_ / 2, length_)
         mu, z = new, new_z
-    z = torch.where(z.abs() > NONE * z.abs().amax(-1, keepdim=True), z, 0.0)
+    z = torch.where(z.abs() > ZERO_MULTIPLIER * z.abs().amax(-1, keepdim=True), z, 0.0)
     return z * scale
 
 
-def carrying(N: Tensor, y: Tensor, active: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
-    """The rows that carry the shortest multiplier, where that is another set than ``active``.
+def support(N: Tensor, y: Tensor, active: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
+    """The support of the minimum-norm multiplier, where that is another set than ``active``.
 
-    Where the tight rows beside the active ones are combinations of them, or have no part in any
-    multiplier, ``active`` spans the same space and stays as it is: the usual case, seen at little
-    cost.
+    Where the other tight rows are combinations of the active ones, or are zero in every multiplier,
+    ``active`` spans the same space and is returned as it is. This usual case costs little.
 
     Args:
-        N, y, upper, lower: as for ``shortest``.
-        active: ``(B, m)``, bool, the rows that carry y, and those whose sides meet.
+        N, y, upper, lower: as for ``minimum_norm``.
+        active: ``(B, m)``, bool, the support of y, and all equality rows.
     """
     extra = (upper | lower) & ~active
     if not bool(extra.any()):
@@ -113,9 +111,9 @@ def carrying(N: Tensor, y: Tensor, active: Tensor, upper: Tensor, lower: Tensor)
     _, S, Vh = torch.linalg.svd(M * active.unsqueeze(-1), full_matrices=False)
     Vh = Vh * (S > RANK * S[..., :1].clamp(min=RANK)).unsqueeze(-1)
     beside = M - (M @ Vh.mT) @ Vh
-    outside = extra & (beside.square().sum(-1) > 1e-18)
-    if not bool((outside.sum(-1) > 1).any()):  # one alone is independent: it carries nothing
+    outside = extra & (beside.square().sum(-1) > DEPENDENT**2)
+    if not bool((outside.sum(-1) > 1).any()):  # a single one is independent: its multiplier is 0
         return active
-    z = shortest(N, y, upper, lower)
-    meet = upper & lower
-    return torch.where(outside.any(-1, keepdim=True), (z != 0) | (meet & active), active)
+    z = minimum_norm(N, y, upper, lower)
+    equality = upper & lower
+    return torch.where(outside.any(-1, keepdim=True), (z != 0) | (equality & active), active)

@@ -1,4 +1,4 @@
-"""Points, how good they are, and one step of refinement; ``optimality.finishing`` takes the steps.
+"""Points, their error, and one step of refinement; ``optimality.finishing`` takes the steps.
 
 With W the active rows, b their sides, F the free variables and T those at a bound, the step is
 
@@ -20,27 +20,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fairopt.optimality.derivative import Reduced, metric, solve_reduced
+from fairopt.optimality.linear_systems import Reduced, metric, solve_reduced
 from fairopt.programs.problem import LP, Problem, Rows
 from fairopt.programs.solution import gradient
-from fairopt.tolerances import TINY
+from fairopt.tolerances import BEYOND, CANCELLED, CLEAR, EXACT, ROUNDING_OF_TERMS, TINY, WEAK
 
-__all__ = ["CLEAR", "EXACT", "WEAK", "Point", "Refinement", "clipped", "finite"]
-
-EXACT = 1e-15  # relative to the size of the terms: nothing is left to correct
-# Of the terms that x is the sum of: P^-1 q, and what a step cancels.
-ROUNDING, CANCELLED = 1e-15, 1e-14
-# A multiplier that moves its row by less than this share of the row's scale is taken for zero: the
-# row is weakly active, which counts as inactive. Above rounding, below the promise of 1e-12.
-WEAK = 1e-13
-# Where nothing is nearer to changing its side than this share of its scale, well above what
-# ``fairopt.optimality.derivative`` takes for a tie, every rule finds the same active set.
-CLEAR = 1e-11
+__all__ = ["Point", "Refinement", "clipped", "finite"]
 
 
 @dataclass
 class Point:
-    """x and y, and what is known of them.
+    """x and y with their active set and error.
 
     Attributes:
         row_side, bound_side: +1 where the upper side is active, -1 the lower, 0 neither.
@@ -68,7 +58,7 @@ class Point:
 
 
 class Refinement:
-    """A problem in float64, and what all rounds share."""
+    """A problem in float64, and the quantities that all rounds share."""
 
     def __init__(self, problem: Problem, reduced: Reduced = solve_reduced) -> None:
         self.problem = problem
@@ -79,7 +69,7 @@ class Refinement:
         self.linear = (problem.c if isinstance(problem, LP) else problem.q).double()
 
     @cached_property
-    def meet(self) -> Tensor:
+    def equality(self) -> Tensor:
         return self.l == self.u
 
     @cached_property
@@ -100,13 +90,13 @@ class Refinement:
 
     @cached_property
     def rounding(self) -> Tensor:
-        return ROUNDING * (self.linear / self.d).abs().amax(-1)
+        return ROUNDING_OF_TERMS * (self.linear / self.d).abs().amax(-1)
 
     def clip(self, x: Tensor) -> Tensor:
         return clipped(x, self.lb, self.ub)
 
     def start(self, x: Tensor, y: Tensor) -> Point:
-        """Judge any x and y: what is not finite is replaced by zero, and x is clipped."""
+        """Judge any x and y: numbers that are not finite become zero, and x is clipped."""
         return self.point(self.clip(finite(x)), finite(y))
 
     def point(self, x: Tensor, y: Tensor) -> Point:
@@ -124,8 +114,8 @@ class Refinement:
         largest = x.abs().amax(-1, keepdim=True)
         terms = Px.abs() + self.linear.abs() + self.absolute.transpose_apply(y.abs())
         near = CLEAR * (largest + terms.amax(-1, keepdim=True) / self.d)
-        tie = torch.minimum((goal - self.ub).abs(), (goal - self.lb).abs())
-        clear = (self.fixed | (tie > near)).all(-1)
+        to_side = torch.minimum((goal - self.ub).abs(), (goal - self.lb).abs())
+        clear = (self.fixed | (to_side > near)).all(-1)
         if not y.shape[-1]:
             return Point(x, y, y.to(torch.int8), bound_side, y.bool(), error, clear)
 
@@ -133,18 +123,18 @@ class Refinement:
         side = torch.where(value - self.u > self.l - value, self.u, self.l).abs()
         scale = self.row_sum * largest + side + TINY
         row_goal, weak = value + pull, WEAK * scale
-        upper = torch.where(self.meet, row_goal >= self.u, row_goal > self.u + weak)
-        lower = torch.where(self.meet, ~upper, row_goal < self.l - weak)
+        upper = torch.where(self.equality, row_goal >= self.u, row_goal > self.u + weak)
+        lower = torch.where(self.equality, ~upper, row_goal < self.l - weak)
         gap = torch.where(upper, value - self.u, torch.where(lower, value - self.l, pull))
-        tie = torch.minimum((row_goal - self.u).abs(), (row_goal - self.l).abs())
+        to_side = torch.minimum((row_goal - self.u).abs(), (row_goal - self.l).abs())
         return Point(
             x,
             y,
             upper.to(torch.int8) - lower.to(torch.int8),
             bound_side,
-            ~self.meet & (pull.abs() <= weak),
+            ~self.equality & (pull.abs() <= weak),
             torch.maximum(error, (gap.abs() / scale).amax(-1)),
-            clear & (self.meet | (tie > CLEAR * scale)).all(-1),
+            clear & (self.equality | (to_side > CLEAR * scale)).all(-1),
         )
 
     def or_zero(self, p: Point, before: Point) -> Point:
@@ -176,11 +166,11 @@ class Refinement:
         return self.clip(x + dx), y + dy
 
     def ascend(self, p: Point, stuck: Tensor) -> tuple[Tensor, Tensor]:
-        """Multipliers with another active set, ``(B, m)``, and which problems got such, ``(B,)``.
+        """Multipliers with another active set, ``(B, m)``, and which problems got one, ``(B,)``.
 
         Args:
             stuck: ``(B,)``, where the active set is the step's own answer, though no point meets
-                all of its sides: a row is taken for active that is not, and depends on others.
+                all of its sides: a row is taken for active that is not, and that depends on others.
 
         With e = b_W - A_W x the misses, made as small as any x can, t = -e on rows scaled to unit
         length satisfies A_WF^T t = 0: x does not move along y + alpha t, and the dual objective
@@ -199,7 +189,7 @@ class Refinement:
         t = torch.where(stuck.unsqueeze(-1) & (length > 0), -miss / length, 0.0)
 
         # Equalities may have multipliers of either sign.
-        sinks = (p.y * t < 0) & ~self.meet
+        sinks = (p.y * t < 0) & ~self.equality
         row_end = torch.where(sinks, -p.y / t, torch.inf)
         w, change = -gradient(self.problem, p.x, p.y), -rows.transpose_apply(t)
         sinks = held & (w * change < 0) & ~self.fixed
@@ -207,7 +197,7 @@ class Refinement:
         end = torch.cat([row_end, bound_end], -1).amin(-1)  # there may be no rows
         moved = torch.isfinite(end) & (end > 0)
         # A little further than the end, or rounding may stop short of it.
-        alpha = torch.where(moved, (1 + 1e-6) * end, 0.0)
+        alpha = torch.where(moved, (1 + BEYOND) * end, 0.0)
         return p.y + alpha.unsqueeze(-1) * t, moved
 
 

@@ -1,4 +1,4 @@
-"""The reduced system of ``optimality.derivative`` for sparse P and rows: one sparse factorisation.
+"""``solve_reduced`` for sparse P and rows: one sparse factorisation.
 
 The KKT matrix is singular where rows depend on each other or P is singular. With J = diag(I, -I),
 
@@ -7,9 +7,9 @@ The KKT matrix is singular where rows depend on each other or P is singular. Wit
 
 J maps the null space of K into itself, because P v = 0, A v = 0 and A^T nu = 0 hold there one by
 one. So z + (K + delta J)^-1 (b - K z), repeated from z = 0, stays orthogonal to the null space and
-converges to the shortest solution, each time by a factor of delta over the smallest nonzero
-|eigenvalue| of K. What of b no z reaches is what the residual tends to; it is taken off b, and the
-iteration repeated.
+converges to the minimum-norm solution, each time by a factor of delta over the smallest nonzero
+|eigenvalue| of K. The residual tends to the part of b that no z reaches; that is subtracted from b,
+and the iteration repeated.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from fairopt.programs.problem import LP, QP, Problem, SparseRows
+from fairopt.tolerances import EXACT
 
 __all__ = ["csc", "is_convex", "quadratic", "solve_sparse"]
 
@@ -62,14 +63,14 @@ def solve_sparse(
         row_scale = np.divide(1, length, out=np.zeros(len(W)), where=length > 0)
         A = sparse.diags_array(row_scale) @ A
         low = np.zeros(len(W)) if row_right is None else row_right[b].numpy()[W] * row_scale
-        z = shortest(H, A, np.concatenate([right[b].numpy()[F] * scale, low]))
+        z = nearest_solution(H, A, np.concatenate([right[b].numpy()[F] * scale, low]))
         v[b, torch.from_numpy(F)] = torch.from_numpy(z[: len(F)] * scale)
         nu[b, torch.from_numpy(W)] = torch.from_numpy(z[len(F) :] * row_scale)
     return v, nu
 
 
-def shortest(H: Any, A: Any, b: Array) -> Array:
-    """The shortest z that brings K z closest to b."""
+def nearest_solution(H: Any, A: Any, b: Array) -> Array:
+    """The z of minimum norm that brings K z closest to b."""
     n, m = H.shape[0], A.shape[0]
     if not n + m:
         return b
@@ -83,15 +84,15 @@ def shortest(H: Any, A: Any, b: Array) -> Array:
             dz = factors.solve(rest)
             z = z + dz
             rest, before = b - K @ z, rest
-            left = top(rest)
-            if left <= 1e-15 * (top(b) + top(z)) or (
-                step >= FEWEST and left > STALLED * top(before)
+            size = top(rest)
+            if size <= EXACT * (top(b) + top(z)) or (
+                step >= FEWEST and size > STALLED * top(before)
             ):
                 break
-        if left <= 1e-15 * top(b) or left > 0.1 * last:
+        if size <= EXACT * top(b) or size > 0.1 * last:
             return z
         # By now dz lies in the null space: the part of b that made it, without what K z rounds.
-        b, last = b - DELTA * J * dz, left
+        b, last = b - DELTA * J * dz, size
 
 
 def top(z: Array) -> float:

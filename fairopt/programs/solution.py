@@ -113,7 +113,7 @@ class Solution:
         """w, ``(B, n)``, float64: what stationarity leaves over, at the bounds that hold x.
 
         With the primal and the row multipliers given, w is determined: -(P x + q + A^T y) where
-        that pushes beyond the slack (the rule of ``optimality.derivative``) by more than rounding
+        that pushes beyond the slack (the rule of ``optimality.active_sets``) by more than rounding
         could, or the bounds meet, else zero.
         """
         problem = self.problem

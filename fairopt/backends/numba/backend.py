@@ -23,8 +23,8 @@ from fairopt.kernels import projection as kernels
 from fairopt.kernels.memory import empty
 from fairopt.kernels.threads import each, in_parallel
 from fairopt.optimality.derivative import Adjoint
-from fairopt.optimality.least_squares import least_norm
-from fairopt.optimality.minimum_norm import carrying
+from fairopt.optimality.linear_systems import least_norm
+from fairopt.optimality.minimum_norm import support
 from fairopt.programs.block_rows import BlockRows
 from fairopt.programs.partitioned_rows import PartitionedRows
 from fairopt.programs.problem import QP, CellRows, Problem, cell_factor, unchecked
@@ -207,7 +207,7 @@ class Numba(Backend):
             torch.from_numpy((tight & 1 != 0) | (y > 0)),
             torch.from_numpy((tight & 2 != 0) | (y < 0)),
         )
-        active = carrying(N, torch.from_numpy(y), active, upper, lower)
+        active = support(N, torch.from_numpy(y), active, upper, lower)
         least = least_norm(N * active.unsqueeze(-1), c)
         shift = (least.unsqueeze(-2) @ coefficient).squeeze(-2).numpy()
 

@@ -24,7 +24,7 @@ from fairopt.kernels import projection as kernels
 from fairopt.kernels.memory import empty
 from fairopt.kernels.threads import each
 from fairopt.optimality.derivative import Adjoint
-from fairopt.optimality.minimum_norm import shortest
+from fairopt.optimality.minimum_norm import minimum_norm
 from fairopt.programs.partitioned_rows import PartitionedRows
 from fairopt.programs.problem import QP, unchecked
 from fairopt.programs.solution import Status
@@ -209,7 +209,7 @@ class Many:
                 upper, lower = (tight & 1 != 0) | (y > 0), (tight & 2 != 0) | (y < 0)
                 among = upper | lower
                 z = np.zeros(m)
-                z[among] = shortest(
+                z[among] = minimum_norm(
                     *(
                         torch.from_numpy(a).unsqueeze(0)
                         for a in (

@@ -15,8 +15,8 @@ from fairopt.kernels import simplex as kernels
 from fairopt.kernels.projection import CONVERGED, INFEASIBLE
 from fairopt.kernels.threads import in_parallel
 from fairopt.optimality.derivative import Adjoint
-from fairopt.optimality.least_squares import least_norm
-from fairopt.optimality.minimum_norm import carrying
+from fairopt.optimality.linear_systems import least_norm
+from fairopt.optimality.minimum_norm import support
 from fairopt.programs.block_rows import BlockRows
 from fairopt.programs.problem import QP, compact, is_uniform, unchecked
 from fairopt.programs.solution import Solution, Status
@@ -169,7 +169,7 @@ def vjp_blocks(solution: Solution, grad_x: Tensor) -> Adjoint:
     active = (y != 0) | torch.from_numpy(data.l == data.u)
     upper = torch.from_numpy(tight & 1 != 0) | (y > 0)
     lower = torch.from_numpy(tight & 2 != 0) | (y < 0)
-    active = carrying(factor, y, active, upper, lower)
+    active = support(factor, y, active, upper, lower)
     some = active.any(0).nonzero().squeeze(-1)  # of many pairs few are active
     least = least_norm(
         (factor * active.unsqueeze(-1))[:, some], torch.from_numpy(c).view(batch, -1)

@@ -27,24 +27,24 @@ from fairopt.backends.osqp.scaled import Pattern, Scaled, Standard
 from fairopt.backends.osqp.workspaces import Workspaces
 from fairopt.errors import ProblemError
 from fairopt.kernels.threads import in_parallel
-from fairopt.optimality.derivative import Adjoint, Reduced, adjoint, solve_reduced
-from fairopt.optimality.finishing import finish, proves_infeasible, refined, sharpen_proof
+from fairopt.optimality.certificates import first_proof, sharpen_proof
+from fairopt.optimality.derivative import Adjoint, adjoint
+from fairopt.optimality.finishing import finish, refined
+from fairopt.optimality.linear_systems import Reduced, solve_reduced
 from fairopt.optimality.sparse_systems import is_convex, solve_sparse
 from fairopt.programs.block_rows import BlockRows
 from fairopt.programs.problem import QP, Problem, SparseRows
 from fairopt.programs.solution import Solution, Status
-from fairopt.tolerances import ROW_PRECISION
+from fairopt.tolerances import OSQP_CERTIFICATE, ROW_PRECISION
 
 __all__ = ["OSQP"]
 
 Array = NDArray[Any]
 
 KEPT = 16  # idle workspaces; one holds about ten copies of the problem's entries
-# Of eps and of max_iter. Refinement makes most problems exact after the first, and what does not
-# converge there may do so, or turn out infeasible, to more precision.
+# Multiples of eps and of max_iter. Refinement makes most problems exact after the first stage; the
+# others may converge, or turn out infeasible, at a higher precision.
 STAGES = ((1e3, 0.1), (1.0, 1.0), (1e-3, 1.0))
-# OSQP's own precision for certificates. That no point exists is then made exact and checked.
-CERTIFICATE = 1e-7
 
 SAID = osqp.SolverStatus
 PRIMAL_INFEASIBLE = (SAID.OSQP_PRIMAL_INFEASIBLE, SAID.OSQP_PRIMAL_INFEASIBLE_INACCURATE)
@@ -187,16 +187,16 @@ class OSQP(Backend):
         solver = reduced(problem)
         point = refined(problem, x, y, solver)
         exact = (point.error <= ROW_PRECISION[torch.float64]).tolist()
-        return finish(
+        solution = finish(
             problem, x, y, backend=self.name, point=point,
-            # What ran into the limit may be near enough to be refined: then it is solved.
+            # A problem that ran into the limit may be near enough to be refined: then it is solved.
             status=tuple(
                 Status.SOLVED if s is Status.STALLED and good else s
                 for s, good in zip(status, exact, strict=True)
             ),
             iterations=tuple(answer.iterations for answer in answers),
-            context=exact,
         )  # fmt: skip
+        return replace(solution, context=exact)
 
 
 class Workspace:
@@ -204,13 +204,13 @@ class Workspace:
 
     def __init__(self, form: Scaled) -> None:
         self.form = form
-        self.price: Array | None = None
+        self.multipliers: Array | None = None
         self.limits: tuple[float, int] | None = None
         self.solver = osqp.OSQP(algebra="builtin")
         self.solver.setup(
             form.P_pattern.matrix(form.P), form.q, form.A_pattern.matrix(form.A), form.l, form.u,
             verbose=False, polishing=False,
-            eps_prim_inf=CERTIFICATE, eps_dual_inf=CERTIFICATE, warm_starting=True,
+            eps_prim_inf=OSQP_CERTIFICATE, eps_dual_inf=OSQP_CERTIFICATE, warm_starting=True,
             rho=1.0, scaling=0, check_termination=5,
             adaptive_rho_interval=200,  # at 50, number 118 of Hock and Schittkowski cycles
         )  # fmt: skip
@@ -218,9 +218,9 @@ class Workspace:
     def update(self, form: Scaled) -> None:
         """Another problem of the same pattern. A matrix that stays needs no new factorisation.
 
-        The solver would start from the last solution. Where P is diagonal there is a better one:
-        what the rows cost in one batch they cost in the next, about, and the rest follows from that
-        and the new data.
+        The solver would start from the last solution. Where P is diagonal there is a better start:
+        the multipliers of the rows change little from one batch to the next, and the rest follows
+        from them and the new data.
         """
         before, self.form = self.form, form
         changed = {
@@ -230,8 +230,8 @@ class Workspace:
         }
         self.solver.update(q=form.q, l=form.l, u=form.u, **changed)
         same = not changed and np.array_equal(before.q, form.q)
-        if form.is_diagonal and self.price is not None and not same:
-            x, y = form.start(self.price)
+        if form.is_diagonal and self.multipliers is not None and not same:
+            x, y = form.start(self.multipliers)
             self.solver.warm_start(x=x, y=y)
 
     def solve(self, eps: float, max_iter: int) -> Any:
@@ -240,7 +240,7 @@ class Workspace:
             self.solver.update_settings(eps_abs=eps, eps_rel=eps, max_iter=max_iter)
             self.limits = eps, max_iter
         answer = self.solver.solve(raise_error=False)
-        self.price = self.form.t * answer.y[: len(self.form.t)]
+        self.multipliers = self.form.t * answer.y[: len(self.form.t)]
         return answer
 
 
@@ -252,24 +252,22 @@ def without_objective(form: Scaled) -> Scaled:
 
 
 def proven(problem: QP, y: Tensor, status: tuple[Status, ...]) -> tuple[Tensor, tuple[Status, ...]]:
-    """Certificates of infeasibility made exact and checked; what proves nothing is stalled.
+    """Certificates of infeasibility made exact and checked; without a proof a problem is stalled.
 
     Where all sides are zero, and zero is the solution, OSQP may take rounding for a proof. Its
-    multipliers then tell nothing, and refinement starts without any.
+    multipliers are then meaningless, and refinement starts without any.
     """
-    sharp = sharpen_proof(problem, y)
-    good, rough = proves_infeasible(problem, sharp), proves_infeasible(problem, y)
+    proven, proof = first_proof(problem, sharpen_proof(problem, y), y)
     claimed = torch.tensor([s is Status.INFEASIBLE for s in status])
-    better = (claimed & good).unsqueeze(-1)
-    empty = (claimed & ~good & ~rough).unsqueeze(-1)
-    return torch.where(better, sharp, torch.where(empty, 0.0, y)), tuple(
-        Status.STALLED if claim and not proof else s
-        for s, claim, proof in zip(status, claimed.tolist(), (good | rough).tolist(), strict=True)
+    proof = torch.where(proven.unsqueeze(-1), proof, 0.0)
+    return torch.where(claimed.unsqueeze(-1), proof, y), tuple(
+        Status.STALLED if claim and not good else s
+        for s, claim, good in zip(status, claimed.tolist(), proven.tolist(), strict=True)
     )
 
 
 def reduced(problem: Problem) -> Reduced:
-    """What solves the linear systems of refinement and backward pass."""
+    """The solver of the linear systems of refinement and backward pass."""
     assert isinstance(problem, QP)
     if isinstance(problem.P, SparseRows) or isinstance(problem.rows, (SparseRows, BlockRows)):
         return solve_sparse

@@ -72,11 +72,11 @@ class Scaled:
     t: Array
     is_diagonal: bool
 
-    def start(self, price: Array) -> tuple[Array, Array]:
-        """x and y that the multipliers ``(m,)`` of the rows, in the problem's units, lead to."""
+    def start(self, multipliers: Array) -> tuple[Array, Array]:
+        """x and y that follow from the multipliers ``(m,)`` of the rows, in the problem's units."""
         assert self.is_diagonal
         found: tuple[Array, Array] = priced(
-            *self.A_pattern.arrays, self.A, self.q, self.l, self.u, price / self.t
+            *self.A_pattern.arrays, self.A, self.q, self.l, self.u, multipliers / self.t
         )
         return found
 

@@ -6,10 +6,10 @@ large problems are for other backends. All work is in float64. An LP whose best 
 tied may come out as stalled; ``highs`` is the better choice for LPs on the CPU.
 
 qpth (Amos and Kolter, "OptNet", ICML 2017) wants a positive definite P, one-sided rows, equalities
-apart and independent, no infinite side: ``_standard`` brings a batch into that form. What comes
-back is accurate to about ``eps``; ``optimality.finishing`` makes it exact to rounding, and our
-residuals decide which problems are solved. The others are tried again apart from their batch, with
-a proximal term that makes harmless what is singular; those that remain are told apart by proofs.
+apart and independent, no infinite side: ``standard_form`` brings a batch into that form. The answer
+is accurate to about ``eps``; ``optimality.finishing`` makes it exact to rounding, and our residuals
+decide which problems are solved. The others are tried again apart from their batch, with a proximal
+term that makes singular systems harmless; those that remain are classified by proofs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from fairopt.backends.contract import Backend, Capabilities
-from fairopt.backends.qpth.proofs import elastic, proof, recedes, recession
+from fairopt.backends.qpth.proofs import elastic, proof, recession
 from fairopt.backends.qpth.standard_form import (
     DEFINITE,
     NONCONVEX,
@@ -40,19 +40,15 @@ from fairopt.backends.qpth.standard_form import (
     to_dense,
 )
 from fairopt.errors import ProblemError
+from fairopt.optimality.certificates import proves_unbounded
 from fairopt.optimality.finishing import finish, refine
-from fairopt.optimality.lu import lu_factor
+from fairopt.optimality.linear_systems import lu_factor
 from fairopt.programs.problem import LP, Problem
 from fairopt.programs.solution import Solution, Status, row_excess
-from fairopt.tolerances import ROW_PRECISION
+from fairopt.tolerances import FEASIBLE, QPTH_AIM, QPTH_ENOUGH, ROW_PRECISION
 
 __all__ = ["QPTH"]
 
-# Our residuals of optimality (stationarity, dual sign, complementarity): what an attempt aims at,
-# and what counts as solved in the end. Exact points leave about 1e-16. Complementarity is relative
-# to the whole objective, beside which what narrow bounds decide is small.
-AIM = {torch.float64: (1e-10, 1e-10, 1e-13), torch.float32: (1e-5, 1e-5, 1e-6)}
-ENOUGH = {torch.float64: (1e-9, 1e-9, 1e-11), torch.float32: (1e-4, 1e-4, 1e-4)}
 # The weight of the proximal term, relative to the curvature, in each attempt. A singular P needs
 # one: the smaller, the further it moves and the worse its condition. For a definite P, with the
 # minimum without constraints perhaps very far from narrow bounds, a large one sees what is near.
@@ -62,7 +58,6 @@ PROXIMAL = {
 }
 ATTEMPTS = 7
 NEAR = 1e-1  # of a row's scale: a point that violates rows by less is worth starting from
-FEASIBLE = 1e-9  # of a row's scale: there is a point that satisfies it
 PROVE_AT = 2  # the attempt before which what is not solved is tested for having no solution
 
 
@@ -104,7 +99,7 @@ class QPTH(Backend):
         kind = curvature(dense, torch.finfo(dtype).eps)
         x, y = self.attempt(dense, kind, torch.zeros_like(dense.lb), 0)
         solution = finish(problem, x, y, backend=self.name)
-        good = (shortfall(solution, AIM) <= 1) & (kind != NONCONVEX)
+        good = (shortfall(solution, QPTH_AIM) <= 1) & (kind != NONCONVEX)
         if not all(good.tolist()):
             solution = self.rescue(solution, good, dense, kind)
         return replace(solution, seconds=time.perf_counter() - begun)
@@ -119,8 +114,10 @@ class QPTH(Backend):
             kind: its curvature.
         """
         status = [Status.NONCONVEX if k == NONCONVEX else Status.SOLVED for k in kind.tolist()]
-        open_ = [b for b, ok in enumerate(good.tolist()) if not ok and status[b] is Status.SOLVED]
-        work = Pursuit(self, problem, kind, first.x.double(), first.row_dual, open_)
+        unsolved = [
+            b for b, ok in enumerate(good.tolist()) if not ok and status[b] is Status.SOLVED
+        ]
+        work = Attempts(self, problem, kind, first.x.double(), first.row_dual, unsolved)
         work.run(range(1, PROVE_AT))
         for b, (reason, y) in self.reasons(work).items():
             status[b] = reason
@@ -134,16 +131,16 @@ class QPTH(Backend):
             x=torch.where(keep, first.x, last.x),
             row_dual=torch.where(keep, first.row_dual, last.row_dual),
         )
-        fine = (shortfall(last, ENOUGH) <= 1).tolist()
+        fine = (shortfall(last, QPTH_ENOUGH) <= 1).tolist()
         ends = (
             Status.STALLED if was is Status.SOLVED and not ok else was
             for was, ok in zip(status, fine, strict=True)
         )
         return replace(last, status=tuple(ends))
 
-    def reasons(self, work: Pursuit) -> dict[int, tuple[Status, Tensor]]:
+    def reasons(self, work: Attempts) -> dict[int, tuple[Status, Tensor]]:
         """For each problem that is shown to have no solution, which way, and its multipliers."""
-        if not work.open:
+        if not work.unsolved:
             return {}
         where, part = work.part()
         spread, scale = elastic(part)
@@ -154,21 +151,21 @@ class QPTH(Backend):
             proven, _ = proof(rows, y, scale[index])
             return proven | feasible(rows, x[:, :n])
 
-        search = Pursuit.afresh(self, spread)
+        search = Attempts.afresh(self, spread)
         search.run(range(ATTEMPTS), settled)
         none, y = proof(part, search.y, scale)
         there = feasible(part, search.x[:, :n])
 
         def falls(index: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return recedes(select(part, index), x)
+            return proves_unbounded(select(part, index), x)
 
-        search = Pursuit.afresh(self, recession(part))
+        search = Attempts.afresh(self, recession(part))
         search.run(range(PROVE_AT), falls)
-        endless = there & (work.kind[where] == SINGULAR) & recedes(part, search.x)
+        endless = there & (work.kind[where] == SINGULAR) & proves_unbounded(part, search.x)
         return {
             b: (Status.INFEASIBLE if proven else Status.UNBOUNDED, y[i])
             for i, (b, proven, down) in enumerate(
-                zip(work.open, none.tolist(), endless.tolist(), strict=True)
+                zip(work.unsolved, none.tolist(), endless.tolist(), strict=True)
             )
             if proven or down
         }
@@ -191,7 +188,7 @@ class QPTH(Backend):
             z, nu = form.without_inequalities()
             return form.recover(z, form.h, nu)
         E, e = (form.E, form.e) if form.e.shape[-1] else (form.e.new_zeros(0),) * 2
-        with alone:
+        with qpth_lock:
             solver = load()
             z, nu, lam, _ = solver.forward(
                 form.K, torch.zeros_like(form.K[..., 0]), form.G, form.h, E, e,
@@ -203,35 +200,41 @@ class QPTH(Backend):
         return form.recover(z, lam, form.e if nu is None else nu)
 
 
-class Pursuit:
-    """Attempts at those problems of a batch that are still open, each from the last one's point.
+class Attempts:
+    """Attempts at the problems of a batch that are still unsolved, each from the last one's point.
 
     Attributes:
         problem, kind: the batch and its curvature.
         x, y: the best known points and multipliers, ``(B, n)`` and ``(B, m)``.
         center: the latest points, where they are any good; the next attempts start from there.
-        open: indices of the problems not yet solved.
+        unsolved: indices of the problems not yet solved.
     """
 
     def __init__(
-        self, backend: QPTH, problem: Problem, kind: Tensor, x: Tensor, y: Tensor, open_: list[int]
+        self,
+        backend: QPTH,
+        problem: Problem,
+        kind: Tensor,
+        x: Tensor,
+        y: Tensor,
+        unsolved: list[int],
     ) -> None:
         self.backend = backend
         self.problem, self.kind = problem, kind
         self.x, self.y = x, y
         self.center = nearby(problem, x, torch.zeros_like(x))
-        self.open = open_
+        self.unsolved = unsolved
 
     @staticmethod
-    def afresh(backend: QPTH, problem: Problem) -> Pursuit:
+    def afresh(backend: QPTH, problem: Problem) -> Attempts:
         """No problem of the batch has been tried yet."""
         kind = curvature(problem, torch.finfo(torch.float64).eps)
         y = torch.zeros_like(problem.l)
-        return Pursuit(backend, problem, kind, torch.zeros_like(problem.lb), y, [*range(len(y))])
+        return Attempts(backend, problem, kind, torch.zeros_like(problem.lb), y, [*range(len(y))])
 
     def part(self) -> tuple[Tensor, Problem]:
-        """What is open: the indices, and the problems."""
-        where = torch.tensor(self.open, device=self.x.device)
+        """The unsolved problems: their indices, and the problems."""
+        where = torch.tensor(self.unsolved, device=self.x.device)
         return where, select(self.problem, where)
 
     def run(
@@ -239,13 +242,13 @@ class Pursuit:
         counts: range,
         settled: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ) -> None:
-        """Attempts number ``counts``; what our residuals accept is no longer open.
+        """Attempts number ``counts``; what our residuals accept is no longer among them.
 
         Args:
             settled: takes indices, x and y; tells what else need not be tried again.
         """
         for count in counts:
-            if not self.open:
+            if not self.unsolved:
                 return
             where, part = self.part()
             old_x, old_y = self.x[where], self.y[where]
@@ -261,18 +264,20 @@ class Pursuit:
             done = torch.minimum(after, before) <= 1
             if settled is not None:
                 done = done | settled(where, x, y)
-            self.open = [b for b, ok in zip(self.open, done.tolist(), strict=True) if not ok]
+            self.unsolved = [
+                b for b, ok in zip(self.unsolved, done.tolist(), strict=True) if not ok
+            ]
 
     def close(self, index: int, y: Tensor) -> None:
         """A problem that has no solution, with its multipliers."""
-        self.open = [b for b in self.open if b != index]
+        self.unsolved = [b for b in self.unsolved if b != index]
         self.y = self.y.clone()
         self.y[index] = y
 
 
 def error(problem: Problem, x: Tensor, y: Tensor) -> Tensor:
     """The worst of our residuals in units of what is aimed at, ``(B,)``."""
-    return shortfall(Solution(problem=problem, x=x, row_dual=y, status=(), backend=""), AIM)
+    return shortfall(Solution(problem=problem, x=x, row_dual=y, status=(), backend=""), QPTH_AIM)
 
 
 def nearby(problem: Problem, x: Tensor, other: Tensor) -> Tensor:
@@ -303,7 +308,7 @@ def shortfall(solution: Solution, limits: Mapping[torch.dtype, tuple[float, ...]
 # ---------------------------------------------------------------------------------------------
 
 # qpth keeps a mask in a module-level variable between two lines that use it.
-alone = threading.Lock()
+qpth_lock = threading.Lock()
 
 
 @cache

@@ -1,20 +1,20 @@
-"""Why a problem has no solution: two auxiliary problems that always have one.
+"""Auxiliary problems that always have a solution, which proves that another has none.
 
 Infeasible or not. The elastic problem gives every row a slack of its own,
 
     minimise 1/2 |v|^2   subject to  l <= A x + v <= u,  lb <= x <= ub.
 
 Its multipliers y satisfy v = -y and A^T y + w = 0, so that with v != 0 they are Farkas'
-proof, which ``fairopt.optimality.finishing.proves_infeasible`` checks.
+proof, which ``optimality.certificates`` checks.
 
-Unbounded or not. The objective of a feasible problem falls without end just if there is a
+Unbounded or not. The objective of a feasible problem falls without end if and only if there is a
 direction d with P d = 0, q.d < 0, and no side in the way. The one closest to -q is the projection
 
     minimise 1/2 |d + q|^2   subject to  P d = 0, and A d and d in the recession cone of the sides,
 
 at whose solution q.d = -|d|^2.
 
-All functions take and return problems made by ``_standard.to_dense``.
+All functions take and return problems made by ``standard_form.to_dense``.
 """
 
 from __future__ import annotations
@@ -22,17 +22,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fairopt.backends.qpth.standard_form import diagonal, linear_term, matrix, product, quadratic
-from fairopt.optimality.finishing import proves_infeasible, sharpen_proof
+from fairopt.backends.qpth.standard_form import linear_term, matrix, quadratic
+from fairopt.optimality.certificates import first_proof, recession_side, sharpen_proof
 from fairopt.programs.problem import QP, DenseRows, Problem, unchecked
 
-__all__ = ["elastic", "proof", "recedes", "recession"]
+__all__ = ["elastic", "proof", "recession"]
 
-# A direction is one of recession if its products with P and the rows are this small beside their
-# terms, and if the objective falls along it by at least this share of |q| |d|.
-RECESSION = 1e-9
 # Rows that push with at least these shares of the hardest push are tried as a proof of their own.
-LEADING = (1e-3, 1e-2, 1e-1, 5e-1)
+LEADING = (5e-1, 1e-1, 1e-2, 1e-3, 0.0)
 
 
 def elastic(problem: Problem) -> tuple[QP, Tensor]:
@@ -66,17 +63,12 @@ def proof(problem: Problem, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     Where the rows that push hardest already conflict among themselves, they are the proof: in the
     least-squares solution others give way a little with them.
     """
-    best, share = y * scale, y.abs()
-    proven = proves_infeasible(problem, best)
+    share, y = y.abs(), y * scale
     if not y.shape[-1]:
-        return proven, best
+        return first_proof(problem, y)
     top = share.amax(-1, keepdim=True)
-    for cut in (0.0, *LEADING):
-        few = sharpen_proof(problem, torch.where(share >= cut * top, y * scale, 0.0))
-        better = proves_infeasible(problem, few)
-        best = torch.where(better.unsqueeze(-1), few, best)
-        proven = proven | better
-    return proven, best
+    hardest = (sharpen_proof(problem, torch.where(share >= cut * top, y, 0.0)) for cut in LEADING)
+    return first_proof(problem, *hardest, y)
 
 
 def recession(problem: Problem) -> QP:
@@ -85,7 +77,7 @@ def recession(problem: Problem) -> QP:
     In variables whose P_ii is not zero, a diagonal P forbids any move; a dense one is made rows.
     """
     P, A, q = quadratic(problem), matrix(problem), linear_term(problem)
-    lb, ub, l, u = (cone(side) for side in (problem.lb, problem.ub, problem.l, problem.u))
+    lb, ub, l, u = map(recession_side, (problem.lb, problem.ub, problem.l, problem.u))
     if P.dim() == 2:
         lb, ub = torch.where(P > 0, 0.0, lb), torch.where(P > 0, 0.0, ub)
     else:
@@ -96,21 +88,3 @@ def recession(problem: Problem) -> QP:
         QP, P=torch.ones_like(q), q=q, rows=DenseRows(A), l=l, u=u, lb=lb, ub=ub,
         row_names=(), skipped=(),
     )  # fmt: skip
-
-
-def cone(side: Tensor) -> Tensor:
-    return torch.where(torch.isfinite(side), 0.0, side)
-
-
-def recedes(problem: Problem, d: Tensor) -> Tensor:
-    """Whether the objective of each problem, if feasible, falls without end along d: ``(B,)``."""
-    q, P, A = linear_term(problem), quadratic(problem), matrix(problem)
-    size = d.abs().amax(-1, keepdim=True)
-    inside = ((d <= cone(problem.ub)) & (d >= cone(problem.lb))).all(-1)
-    flat = (product(P, d).abs() <= RECESSION * diagonal(P).amax(-1, keepdim=True) * size).all(-1)
-    value, reach = product(A, d), RECESSION * A.abs().sum(-1) * size
-    free = ((value <= cone(problem.u) + reach) & (value >= cone(problem.l) - reach)).all(-1)
-    fall = (q * d).sum(-1)
-    steep = torch.linalg.vector_norm(q, dim=-1) * torch.linalg.vector_norm(d, dim=-1)
-    falls: Tensor = inside & flat & free & (fall < -RECESSION * steep)
-    return falls

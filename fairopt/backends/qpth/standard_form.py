@@ -27,15 +27,13 @@ import torch
 from torch import Tensor
 
 from fairopt.programs.problem import LP, QP, DenseRows, Problem, SparseRows, unchecked
+from fairopt.tolerances import QPTH_PIVOT, QPTH_RANK
 
 __all__ = ["DEFINITE", "NONCONVEX", "SINGULAR", "Standard", "curvature", "select", "to_dense"]
 
 # What ``curvature`` finds.
 DEFINITE, SINGULAR, NONCONVEX = 0, 1, 2
 
-# Squared pivots of matrices with a unit diagonal and singular values of unit rows, where rounding
-# leaves 1e-16: below these shares of the largest they count as zero.
-PIVOT, RANK = 1e-10, 1e-9
 # What is this many units further away than the solution must be, is not reached. A problem where
 # it is comes out unsolved, never wrong.
 FAR = 1e8
@@ -96,7 +94,7 @@ def curvature(problem: Problem, precision: float) -> Tensor:
     root = torch.where(d > 0, d, torch.where(top > 0, top, 1.0)).rsqrt()
     H = P * root.unsqueeze(-1) * root.unsqueeze(-2)
     L, info = torch.linalg.cholesky_ex(H)
-    definite = (info == 0) & (L.diagonal(dim1=-2, dim2=-1).square().amin(-1) > PIVOT)
+    definite = (info == 0) & (L.diagonal(dim1=-2, dim2=-1).square().amin(-1) > QPTH_PIVOT)
     kind = torch.where(definite, DEFINITE, SINGULAR).to(torch.int8)
     if not bool(definite.all()):
         values = torch.linalg.eigvalsh(H)
@@ -241,7 +239,7 @@ class Standard:
             self.ranks, self.combine = None, whole.new_zeros(*whole.shape[:2], 0)
             return whole, e
         U, S, Vh = torch.linalg.svd(whole, full_matrices=False)
-        there = RANK * S[:, :1] < S
+        there = QPTH_RANK * S[:, :1] < S
         self.ranks = there.sum(-1)
         inverse = torch.where(there, 1 / S, 0.0)
         self.fewest, most = torch.stack(self.ranks.aminmax()).tolist()
