@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -70,19 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
               "choose another place with --output or --json", file=sys.stderr)  # fmt: skip
         return USAGE_ERROR
 
-    settings = demo.Settings(
-        tolerance=arguments.tolerance,
-        notions=arguments.notions,
-        attributes=arguments.attributes,
-        backend=arguments.backend,
-        epochs=arguments.epochs,
-        batch_size=arguments.batch_size,
-        seed=arguments.seed,
-        streaming=arguments.streaming,
-        limit=arguments.limit,
-        repeats=arguments.repeats,
-        threads=arguments.threads,
-    )
+    chosen = {each.name: getattr(arguments, each.name) for each in fields(demo.Settings)}
+    settings = demo.Settings(**chosen)
     report = demo.run_demo(settings, Progress(sys.stderr))
     print(report)
     print()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from fairopt.cli import bench, compare, demo, doctor, stream
 from fairopt.cli.arguments import INTERRUPTED, USAGE_ERROR
@@ -35,23 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-class Version(argparse.Action):
-    """Prints the version; an action, so that only it pays for importing the package."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
-        from fairopt import __version__
-
-        print(f"fairopt {__version__}")
-        parser.exit()
-
-
 def parser_of_commands() -> argparse.ArgumentParser:
+    from fairopt import __version__
+
     parser = argparse.ArgumentParser(
         prog="fairopt",
         description="Fairness layers for PyTorch: predictions moved as little as possible so that "
         "a chosen notion of parity holds.",
     )
-    parser.add_argument("--version", action=Version, nargs=0, help="print the version and stop")
+    version = f"fairopt {__version__}"
+    parser.add_argument(
+        "--version", action="version", version=version, help="print the version and stop"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (demo, doctor, compare, bench, stream):
         module.add(commands)

@@ -8,7 +8,7 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -123,33 +123,26 @@ def declared(text: str) -> tuple[str, list[str]]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    groups = tuple(arguments.groups)
-    labels = dict(arguments.group_labels)
-    check_arguments(arguments, groups, labels)
+    check_arguments(arguments)
     try:
         if arguments.json is not None:
             arguments.json.touch()  # what would fail at the end fails at the start
         with ExitStack() as stack:
-            return serve(arguments, groups, labels, stack)
+            return serve(arguments, stack)
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         say(f"error: cannot read or write{where}: {error.strerror}; what is in the state is safe")
         return USAGE_ERROR
 
 
-def serve(
-    arguments: argparse.Namespace,
-    groups: tuple[str, ...],
-    labels: Mapping[str, list[str]],
-    stack: ExitStack,
-) -> int:
+def serve(arguments: argparse.Namespace, stack: ExitStack) -> int:
     from fairopt.cli.records import Columns, Session
 
     signals = Signals()
     stack.enter_context(signals.caught_here())
     columns = Columns(
-        arguments.score, groups, arguments.target, arguments.weight, arguments.adjusted,
-        arguments.observe,
+        arguments.score, tuple(arguments.groups), arguments.target, arguments.weight,
+        arguments.adjusted, arguments.observe,
     )  # fmt: skip
     source = source_of(arguments.file, signals, stack)
     chosen = {} if arguments.chunk_size is None else {"chunk": arguments.chunk_size}
@@ -157,13 +150,13 @@ def serve(
     try:
         session = stack.enter_context(
             Session(
-                parity_of(arguments, groups, labels),
+                parity_of(arguments),
                 columns,
                 state=arguments.state,
                 output=output_of(arguments, signals, stack),
                 kind=arguments.format,
                 batch_size=arguments.batch_size,
-                labels=labels,
+                labels=dict(arguments.group_labels),
                 **chosen,
             )
         )
@@ -194,10 +187,9 @@ def serve(
     return status
 
 
-def check_arguments(
-    arguments: argparse.Namespace, groups: tuple[str, ...], labels: Mapping[str, list[str]]
-) -> None:
+def check_arguments(arguments: argparse.Namespace) -> None:
     """Raise where arguments do not fit to each other."""
+    groups, labels = arguments.groups, dict(arguments.group_labels)
     if not groups or len(set(groups)) < len(groups):
         raise ProblemError(f"--groups: expected different names, got {', '.join(groups) or 'none'}")
     used = [arguments.score, arguments.target, arguments.weight, arguments.adjusted, *groups]
@@ -234,15 +226,13 @@ def check_arguments(
         raise ProblemError("--observe: expected no --output, for nothing is written, got one")
 
 
-def parity_of(
-    arguments: argparse.Namespace, groups: tuple[str, ...], labels: Mapping[str, list[str]]
-) -> OnlineParity:
+def parity_of(arguments: argparse.Namespace) -> OnlineParity:
     from fairopt.online import OnlineParity
 
     made: list[Constraint] = []
     for name, gap in arguments.notion.items():
         tolerance = arguments.tolerance if gap is None else gap
-        for on in arguments.on or groups:
+        for on in arguments.on or arguments.groups:
             parts = tuple(on.split("+"))
             made.append(NOTIONS[name].make(tolerance, parts[0] if len(parts) == 1 else parts))
     return OnlineParity(
@@ -251,7 +241,7 @@ def parity_of(
         feedback=arguments.feedback,
         step_size=arguments.step_size,
         warm_up=arguments.warm_up,
-        group_counts={name: len(each) for name, each in labels.items()} or None,
+        group_counts={name: len(each) for name, each in arguments.group_labels} or None,
         unknown_group=arguments.unknown_group,
     )
 

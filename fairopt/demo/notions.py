@@ -66,37 +66,30 @@ def everyone(value: Callable[[Tensor, Tensor], Tensor]) -> Gap:
     return lambda x, y, codes: spread(value(x, y), torch.ones_like(x), codes)
 
 
+# fmt: off
 SHOWN: Mapping[str, Shown] = {
     "demographic-parity": Shown(
-        "mean predictions of any two groups differ by at most {:g}",
-        everyone(lambda x, y: x),
-    ),
+        "mean predictions of any two groups differ by at most {:g}", everyone(lambda x, y: x)),
     "equal-opportunity": Shown(
         "among those who earn more, mean predictions of any two groups differ by at most {:g}",
-        positives,
-    ),
+        positives),
     "predictive-equality": Shown(
         "among those who earn less, mean predictions of any two groups differ by at most {:g}",
-        negatives,
-    ),
+        negatives),
     "equalized-odds": Shown(
         "among those who earn more, and among those who earn less, mean predictions of any two "
         "groups differ by at most {:g}",
-        lambda x, y, codes: max(positives(x, y, codes), negatives(x, y, codes)),
-    ),
+        lambda x, y, codes: max(positives(x, y, codes), negatives(x, y, codes))),
     "error-parity": Shown(
         "expected errors of any two groups differ by at most {:g}",
-        everyone(lambda x, y: y * (1 - x) + (1 - y) * x),
-    ),
+        everyone(lambda x, y: y * (1 - x) + (1 - y) * x)),
     "mean-residual": Shown(
-        "mean residuals of any two groups differ by at most {:g}",
-        everyone(lambda x, y: y - x),
-    ),
+        "mean residuals of any two groups differ by at most {:g}", everyone(lambda x, y: y - x)),
     "impact-ratio": Shown(
         "the lowest mean prediction of a group is at most a share of {:g} below the highest",
-        shortfall,
-    ),
+        shortfall),
 }
+# fmt: on
 
 
 def check_choice(what: str, chosen: Sequence[str], offered: Sequence[str]) -> None:

@@ -73,6 +73,15 @@ def figure_of(panels: int, title: str, subtitle: str) -> tuple[Figure, list[Axes
     return figure, axes
 
 
+def add_legend(figure: Figure, ax: Axes, columns: int | None = None) -> None:
+    """Put the legend of one panel above all, by default in one line."""
+    handles, labels = ax.get_legend_handles_labels()
+    ncols = columns or len(labels)
+    figure.legend(
+        handles, labels, loc="outside upper right", ncols=ncols, frameon=False, fontsize=9
+    )
+
+
 def training_figure(report: Report) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
@@ -102,11 +111,7 @@ def training_figure(report: Report) -> Figure:
     for ax in axes:
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, labels = axes[1].get_legend_handles_labels()
-    ncols = len(labels) if len(axes) > 2 else 2
-    figure.legend(
-        handles, labels, loc="outside upper right", ncols=ncols, frameon=False, fontsize=9
-    )
+    add_legend(figure, axes[1], None if len(axes) > 2 else 2)
     return figure
 
 
@@ -143,8 +148,7 @@ def tolerance_figure(report: Report) -> Figure:
         ax.set_title(title, loc="left", fontsize=11)
         ax.set_xlabel("tolerance: largest gap allowed between two groups")
         ax.xaxis.set_major_locator(MaxNLocator(5))
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    add_legend(figure, axes[0], 2)
     return figure
 
 
@@ -183,9 +187,6 @@ def plot_streaming(streaming: Streaming, path: Path) -> Path:
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         ax.tick_params(labelleft=ax is axes[0])
     axes[0].set_ylabel("largest gap between two groups")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=9
-    )
+    add_legend(figure, axes[0])
     figure.savefig(path, dpi=150, metadata={"Software": None})
     return path

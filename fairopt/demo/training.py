@@ -140,10 +140,6 @@ class Training:
     batches_missing_a_group: int = 0
 
 
-def named(gaps: Mapping[str, float], digits: int) -> str:
-    return ", ".join(f"{name} {gap:.{digits}f}" for name, gap in gaps.items())
-
-
 def train(
     adult: Adult,
     settings: Settings,
@@ -198,10 +194,11 @@ def train(
                 training.projection_seconds = time.perf_counter() - started
         shown = (training.fair or training.raw)[-1]
         gaps = gaps_of(shown, adult.test.targets, adult.test, settings)
+        listed = ", ".join(f"{name} {gap:.3f}" for name, gap in gaps.items())
         announce(
             f"epoch {epoch + 1}/{settings.epochs}   test log loss "
             f"{functional.binary_cross_entropy(shown, adult.test.targets):.4f}   "
-            f"gaps {named(gaps, 3)}   {epoch_seconds:.2f} s"
+            f"gaps {listed}   {epoch_seconds:.2f} s"
         )
     return training
 
