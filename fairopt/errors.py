@@ -22,6 +22,7 @@ __all__ = [
     "SolveError",
     "UnboundedError",
     "UnsupportedProblemError",
+    "whole_number",
 ]
 
 
@@ -182,3 +183,16 @@ class UnsupportedProblemError(FairoptError):
 
 class NotDifferentiableError(FairoptError):
     """A gradient was asked for where the solution map has none."""
+
+
+def whole_number(name: str, value: object, least: int, expected: str = "", advice: str = "") -> int:
+    """The value, if it is an ``int`` of at least ``least``; else raise ``ProblemError``.
+
+    Args:
+        expected: what to say was expected, if it is more than that.
+        advice: follows what came.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        expected = expected or f"a whole number of at least {least}"
+        raise ProblemError(f"{name}: expected {expected}, got {value!r}{advice}")
+    return value

@@ -20,7 +20,12 @@ from fairopt.agreement.quantities import (
 from fairopt.agreement.report import Agreement
 from fairopt.agreement.verdict import conclude
 from fairopt.backends import Backend
-from fairopt.errors import BackendNotFoundError, ProblemError, UnsupportedProblemError
+from fairopt.errors import (
+    BackendNotFoundError,
+    ProblemError,
+    UnsupportedProblemError,
+    whole_number,
+)
 from fairopt.programs.problem import LP, QP, Problem, unchecked
 from fairopt.programs.solution import Solution
 from fairopt.tolerances import AGREEMENT, GRADIENT_AGREEMENT
@@ -125,8 +130,7 @@ def check_arguments(
         ("repeats", repeats, 0),
         ("seed", seed, 0),
     ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ProblemError(f"{name}: expected a whole number, at least {least}, got {value!r}")
+        whole_number(name, value, least, f"a whole number, at least {least}")
     if inputs is None:
         return
     if not isinstance(inputs, Mapping):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fairopt.errors import ProblemError
+from fairopt.errors import ProblemError, whole_number
 from fairopt.formulation.coefficients import MissingGroup, Written
 from fairopt.formulation.inputs import SCORES, Bounds, check_finite, distance, read_weights
 from fairopt.formulation.result import Formulated, only_one, put_together
@@ -135,11 +135,8 @@ def check_simplex(bounds: Bounds) -> None:
 
 def read_class_scores(scores: Tensor, classes: int, name: str = "scores") -> Tensor:
     """Scores in float32 or float64, contiguous, of a shape that fits the number of classes."""
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
-        raise ProblemError(
-            f"classes: expected a whole number of at least 2, or None for one prediction per "
-            f"sample, got {classes!r}"
-        )
+    expected = "a whole number of at least 2, or None for one prediction per sample"
+    whole_number("classes", classes, 2, expected)
     if not isinstance(scores, Tensor):
         raise ProblemError(f"{name}: expected a tensor, got {type(scores).__name__}")
     if scores.dtype not in SCORES:

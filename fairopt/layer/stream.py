@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from fairopt.errors import ProblemError
+from fairopt.errors import ProblemError, whole_number
 from fairopt.formulation.inputs import Bounds, as_batch, both, wide
 from fairopt.notions.catalogue import Constraint
 from fairopt.online.module import OnlineParity, described, numbers
@@ -37,11 +37,10 @@ def check_stream(
         return
     if not isinstance(online, OnlineParity):
         raise ProblemError(f"online: expected an OnlineParity, got {type(online).__name__}")
-    if isinstance(minimum_batch, bool) or not isinstance(minimum_batch, int) or minimum_batch < 1:
-        raise ProblemError(
-            "minimum_batch: expected a whole number of at least 1 with online, got "
-            f"{minimum_batch!r}; in eval mode smaller batches are served by the stream"
-        )
+    whole_number(
+        "minimum_batch", minimum_batch, 1, "a whole number of at least 1 with online",
+        "; in eval mode smaller batches are served by the stream",
+    )  # fmt: skip
     if classes is not None:
         raise ProblemError(
             f"online: expected None with classes={classes}, got a stream; a stream has one number "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fairopt.errors import ProblemError
+from fairopt.errors import ProblemError, whole_number
 from fairopt.online.layout import Floats, Integers, Programme
 from fairopt.online.packing import packed, unpacked
 from fairopt.online.report import pooled
@@ -244,8 +244,4 @@ def check_history(most: object) -> int | None:
     """
     if most is None:
         return None
-    if isinstance(most, bool) or not isinstance(most, int) or most < 2:
-        raise ProblemError(
-            f"history: expected how many moments to keep, at least 2, or None, got {most!r}"
-        )
-    return most
+    return whole_number("history", most, 2, "how many moments to keep, at least 2, or None")

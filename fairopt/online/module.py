@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairopt.errors import ProblemError
+from fairopt.errors import ProblemError, whole_number
 from fairopt.formulation.inputs import as_constraints, both, check_bounds, rounded_inwards
 from fairopt.formulation.samples import GroupCounts, Groups
 from fairopt.notions.catalogue import Constraint
@@ -129,8 +129,7 @@ class OnlineParity(torch.nn.Module):
         step = DEFAULT_STEP[feedback] if step_size is None else step_size
         if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 < step < math.inf:
             raise ProblemError(f"step_size: expected a finite number above 0, got {step_size!r}")
-        if isinstance(warm_up, bool) or not isinstance(warm_up, int) or warm_up < 0:
-            raise ProblemError(f"warm_up: expected a whole number of at least 0, got {warm_up!r}")
+        whole_number("warm_up", warm_up, 0)
         if warm_up and feedback != "hard":
             raise ProblemError(
                 f"warm_up: expected 0 with feedback={feedback!r}, got {warm_up}; it is for 'hard'"
@@ -189,10 +188,7 @@ class OnlineParity(torch.nn.Module):
 
         If something is refused, it is refused before anything is served.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ProblemError(
-                f"batch_size: expected a whole number of at least 1, got {batch_size!r}"
-            )
+        whole_number("batch_size", batch_size, 1)
         return self._serve(scores, groups, targets, weights, batch_size, update)
 
     def observe(

@@ -39,7 +39,7 @@ from fairopt.backends.qpth.standard_form import (
     select,
     to_dense,
 )
-from fairopt.errors import ProblemError
+from fairopt.errors import ProblemError, whole_number
 from fairopt.optimality.certificates import proves_unbounded
 from fairopt.optimality.finishing import finish, refine
 from fairopt.optimality.linear_systems import lu_factor
@@ -86,8 +86,7 @@ class QPTH(Backend):
         if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
             raise ProblemError(f"eps: expected a number between 0 and 1, got {eps!r}")
         for name, value in (("max_iter", max_iter), ("not_improved_limit", not_improved_limit)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ProblemError(f"{name}: expected an integer of at least 1, got {value!r}")
+            whole_number(name, value, 1, "an integer of at least 1")
         self.eps = eps
         self.max_iter = max_iter
         self.not_improved_limit = not_improved_limit
