@@ -140,7 +140,7 @@ class InfeasibleError(SolveError):
     def conflict(self) -> Conflict | None:
         if self._explain is not None:
             explain, self._explain = self._explain, None
-            with suppress(FairoptError):  # no answer; what went wrong first is what is told
+            with suppress(FairoptError):  # the first failure is the one to report
                 self._conflict = explain()
         return self._conflict
 

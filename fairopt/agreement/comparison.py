@@ -52,7 +52,7 @@ def cross_validate(
     Args:
         problem: a ``QP`` or ``LP``.
         backends: names, or backends with their options; by default all that are installed. One that
-            does not take this kind of problem is left out, and the reason is told.
+            does not take this kind of problem is left out, with the reason.
         reference: what the table's differences refer to: a backend, which is asked too; or a
             ``Solution`` or x, ``(B, n)``, known otherwise, which then counts as an answer. By
             default the backend that disagrees with the fewest others; among equals the one with the
@@ -71,7 +71,7 @@ def cross_validate(
         seed: of the random g and directions.
 
     Raises:
-        ProblemError: an argument is outside what is said above.
+        ProblemError: an argument is not as described above.
         BackendNotFoundError: a backend that was named is not there.
         UnsupportedProblemError: the backend named as reference does not take the problem.
     """

@@ -33,7 +33,7 @@ class Allowed(NamedTuple):
 
 @dataclass(eq=False)
 class Answer:
-    """What one backend says.
+    """The answer of one backend.
 
     Attributes:
         status: one per problem; None where it raised instead.
@@ -71,7 +71,7 @@ class Answer:
 
 @dataclass(eq=False)
 class Quantity:
-    """One thing that several answers have.
+    """One quantity that several answers have.
 
     Attributes:
         values: by label, ``(B, E)``.

@@ -1,4 +1,4 @@
-"""Where a solution stands among the constraints: what of it is unique, and how safely.
+"""How a solution stands among the constraints: whether it is unique, and by which margin.
 
 Lengths are taken in the metric of P^-1, where d is the diagonal of P (1 for an LP and where it is
 zero) and |A_r|^2 = sum_i A_ri^2 / d_i. There slacks and multipliers have one unit,
@@ -11,8 +11,8 @@ to relate them, slacks are divided by the largest |x_i|, multipliers by the larg
 
 Margin. Of slack and multiplier one is zero at a solution. The larger of the two is how far the side
 is from becoming active, or from ceasing to be; the smallest over all sides is the margin to the
-next active set. Where the sides of a row meet it stays active, and the size of its multiplier is
-how far it is from pushing to the other side, which decides whether l or u gets its gradient.
+next active set. An equality row stays active, and the size of its multiplier is how far it is from
+pushing to the other side, which decides whether l or u gets its gradient.
 
 Unique multipliers. It suffices that the gradients of all constraints that touch x are linearly
 independent (Nocedal and Wright, Numerical Optimization, 2006, definition 12.4). With the variables
@@ -41,11 +41,11 @@ __all__ = ["Standing", "standing"]
 
 @dataclass(frozen=True)
 class Standing:
-    """What the module's header defines, one entry per problem.
+    """The quantities that the module's header defines, one entry per problem.
 
     Attributes:
         margin: ``(B,)``, float64; infinite without any constraint.
-        nearest: what constraint has the margin, in words; empty without any.
+        nearest: the constraint that has the margin, in words; empty without any.
         unique: ``(B,)`` bool, whether x is shown to be unique.
         unique_duals: ``(B,)`` bool, whether the multipliers are shown to be unique.
     """
@@ -101,7 +101,7 @@ def standing(
 
 @dataclass(frozen=True)
 class Sides:
-    """Of rows or of bounds: ``(B, m)`` or ``(B, n)`` each."""
+    """How the sides of rows or of bounds stand: ``(B, m)`` or ``(B, n)`` each."""
 
     margin: Tensor
     touches: Tensor
@@ -119,13 +119,13 @@ def sides(
     low, high = (end.double() for end in ends)
     above = torch.where(high.isinf(), high, ((high - value) * scale).clamp(min=0))
     below = torch.where(low.isinf(), -low, ((value - low) * scale).clamp(min=0))
-    meet = low == high
+    is_equality = low == high
     margin = torch.minimum(
         torch.maximum(above, multiplier.clamp(min=0)),
         torch.maximum(below, (-multiplier).clamp(min=0)),
     )
-    margin = torch.where(meet, multiplier.abs(), margin)
-    pushes = meet | (multiplier > above) | (-multiplier > below)
+    margin = torch.where(is_equality, multiplier.abs(), margin)
+    pushes = is_equality | (multiplier > above) | (-multiplier > below)
     touches = pushes | (torch.minimum(above, below) <= touch)
     if absent is not None:  # a row of zeros constrains nothing
         margin = torch.where(absent, torch.inf, margin)
@@ -134,7 +134,7 @@ def sides(
 
 
 def units(problem: Problem, x: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-    """What slacks and multipliers are divided by, ``(B, 1)`` each."""
+    """The units of slacks and of multipliers, ``(B, 1)`` each."""
     length = (root * x).abs().amax(-1, keepdim=True)
     if isinstance(problem, LP):
         force = problem.c.double().abs().amax(-1, keepdim=True)

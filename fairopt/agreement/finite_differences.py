@@ -1,14 +1,14 @@
 """Derivatives of a solution by finite differences: an oracle that knows no derivation.
 
 Every parameter is moved along random directions that keep the problem of its kind: P stays
-symmetric and semidefinite, sides that meet move together, others do not cross, infinite ones stay.
+symmetric and semidefinite, equal sides move together, others do not cross, infinite ones stay.
 With L = g.x,
 
     (L(h) - L(-h)) / 2h = dL/d(direction) + O(h^2).
 
-The same with the step 4h tells how far the figure can be trusted: what truncation and the solver's
-rounding do to it is of the size of the difference of the two. Where the active set at any of the
-four points is not that of the solution, the oracle has no opinion.
+A second figure, with the step 4h, shows how far the first can be trusted: the errors of truncation
+and of the solver's rounding are of the size of the difference between the two. Where the active
+set at any of the four points is not that of the solution, the oracle has no opinion.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ MARGIN = 0.05  # of the distance between two sides: what all steps may use up
 
 @dataclass(frozen=True, eq=False)
 class Slope:
-    """What the oracle found for one parameter and K directions.
+    """The figures of the oracle for one parameter and K directions.
 
     Attributes:
         directions: ``(K, B, ...)``.
-        partners: how the opposite side moved, ``(K, B, ...)``: where the two meet. ``None`` for
-            parameters that are no sides.
+        partners: how the opposite side moved, ``(K, B, ...)``: together where they are equal.
+            ``None`` for parameters that are no sides.
         values: ``(K, C, B)``, the derivative of g.x along each, for C cotangents g.
         doubt: ``(K, C, B)``, how far the values can be trusted.
         size: ``(C, B)``, the natural size of the values.
@@ -90,10 +90,10 @@ def finite_differences(
             zip(names(problem), problem.tensors, strict=True)
         ):
             known = unique_duals | (name in ("P", "q"))
-            meet = None
+            equal = None
             if name in PARTNER:
                 other = position + (1 if name in ("l", "lb") else -1)
-                meet = problem.tensors[other] == tensor
+                equal = problem.tensors[other] == tensor
             moves, values, doubts = [], [], []
             for _ in range(DIRECTIONS):
                 noise = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
@@ -102,8 +102,8 @@ def finite_differences(
                 for step in (STEP, -STEP, FAR * STEP, -FAR * STEP):
                     moved = list(problem.tensors)
                     moved[position] = tensor + step * move
-                    if meet is not None:
-                        moved[other] = torch.where(meet, moved[position], moved[other])
+                    if equal is not None:
+                        moved[other] = torch.where(equal, moved[position], moved[other])
                     x[step], same = moved_point(problem.with_tensors(*moved), base, backend)
                     known = known & same
                 near = (g * (x[STEP] - x[-STEP])).sum(-1) / (2 * STEP)
@@ -113,7 +113,7 @@ def finite_differences(
                 doubts.append((near - far).abs())
             steps = torch.stack(moves)
             found[name] = Slope(
-                steps, None if meet is None else steps * meet, torch.stack(values),
+                steps, None if equal is None else steps * equal, torch.stack(values),
                 torch.stack(doubts), G * total, known,
             )  # fmt: skip
     return found
@@ -176,7 +176,7 @@ def slopes(
     generator: torch.Generator,
     notes: list[str],
 ) -> Iterable[Quantity]:
-    """Gradients along random directions, and what finite differences say of them."""
+    """Gradients along random directions, beside finite differences in these directions."""
     able = [a for a in answers if a.gradients]
     solvers = [a for a in able if a.backend is not None and a.solution is not None]
     # The reference that was named, else the fastest: any that is accepted will do.

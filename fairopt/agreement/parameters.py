@@ -1,4 +1,4 @@
-"""What gradients of a QP are taken with respect to: names, places in words, natural sizes.
+"""The parameters of a QP: their names, places in words, natural sizes of their gradients.
 
 Natural sizes. Gradients with respect to data of different size cannot be compared with one number:
 a row scaled by 1000 has a gradient 1000 times smaller. In the metric of P^-1 (d is its diagonal,

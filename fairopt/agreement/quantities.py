@@ -1,4 +1,4 @@
-"""What is compared: each quantity that several answers have, with its unit and its tolerance."""
+"""The quantities that several answers have, each with its unit and its tolerance."""
 
 from __future__ import annotations
 
@@ -143,10 +143,10 @@ def input_quantities(
     cotangents: int,
     tolerance: float,
 ) -> Iterable[Quantity]:
-    """Gradients that autograd carries on to what the problem was computed from."""
+    """Gradients with respect to the tensors that the problem was computed from, by autograd."""
     assert isinstance(problem, QP)
     able = [a for a in answers if a.gradients and bool(a.accepted.all())]
-    carried = [
+    differentiable = [
         (name, tensor)
         for name, tensor in zip(names(problem), problem.tensors, strict=True)
         if tensor.requires_grad
@@ -157,11 +157,11 @@ def input_quantities(
     for answer in able:
         for c in range(cotangents):
             grads: Sequence[Tensor | None] = [None] * len(inputs)
-            if carried:
+            if differentiable:
                 grads = torch.autograd.grad(
-                    [tensor for _, tensor in carried],
+                    [tensor for _, tensor in differentiable],
                     list(inputs.values()),
-                    [answer.gradients[name][c].to(tensor.dtype) for name, tensor in carried],
+                    [answer.gradients[name][c].to(tensor.dtype) for name, tensor in differentiable],
                     retain_graph=True,
                     allow_unused=True,
                 )

@@ -1,4 +1,4 @@
-"""What a comparison found, as data and as text."""
+"""The result of a comparison, as data and as text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Difference:
         where: the element, with the names of rows: ``u['group: 0 - 1']``.
         value, other: what the two say there.
         size: the relative difference; infinite where it is not a number.
-        tolerance: what was allowed.
+        tolerance: the relative difference that was allowed.
         problems: all problems of the batch in which the two disagree on this.
     """
 
@@ -55,7 +55,7 @@ class Difference:
         return not self.odd and self.against in guilty and self.backend not in guilty
 
     def turned(self) -> Difference:
-        """The same difference, told of the other of the two."""
+        """The same difference, seen from the other of the two."""
         return replace(
             self, backend=self.against, against=self.backend, value=self.other, other=self.value
         )
@@ -81,10 +81,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What ``cross_validate`` found. ``str(agreement)`` is a table with the verdict.
+    """The result of ``cross_validate``; ``str(agreement)`` is a table with the verdict.
 
     Attributes:
-        kind: what was solved, in words.
+        kind: the problem that was solved, in words.
         reference: the label that the table's differences refer to; empty if nothing was answered.
         differences: all disagreements, those of the same backend together.
         undecided: problems of the batch for which fewer than two backends gave an answer.
@@ -95,8 +95,8 @@ class Agreement:
         degenerate: problems whose margin is within the tolerance: gradients may jump there. What
             fairopt documents for it (weakly active counts as inactive) is still one answer, and
             backends that give different ones disagree.
-        notes: what was not compared, and why.
-        tolerance, gradient_tolerance: what was allowed.
+        notes: quantities that were not compared, with the reason.
+        tolerance, gradient_tolerance: the relative differences that were allowed.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""From what was compared to who disagrees with whom."""
+"""The verdict: who disagrees with whom, by the quantities that were compared."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def conclude(
     allowed: Allowed,
     notes: list[str],
 ) -> Agreement:
-    """Find all differences, who is to blame for them, and what the table says."""
+    """Find all differences and who is to blame for them, and fill in the table."""
     batch = problem.shape[0]
     pairs = compare(quantities)
     reference = named or (choose_reference(answers, pairs) if answers else "")
@@ -131,7 +131,7 @@ def choose_reference(answers: Sequence[Answer], pairs: Mapping[tuple[int, str, s
 
 
 def own_faults(problem: Problem, answers: Sequence[Answer]) -> Iterable[Difference]:
-    """What our own judges hold against an answer, whatever the others say."""
+    """The faults that our own judges find in an answer, whatever the others say."""
     for answer in answers:
         silent = [b for b, s in enumerate(answer.status) if s not in DEFINITE]
         if silent:
@@ -214,7 +214,7 @@ def blame(
     """Who disagrees with whom in one problem: (backend, against, whether it is the odd one).
 
     The odd one differs from all others, of which there are two or more and which agree. Where there
-    is none, the pairs that differ are told; those with the reference, if it is among them.
+    is none, the pairs that differ are returned; those with the reference, if it is among them.
     """
     bad = [pair for pair, fail in fails.items() if fail]
     if not bad:

@@ -1,4 +1,4 @@
-"""What the arguments of several commands have in common."""
+"""Arguments, and types of arguments, that several commands share."""
 
 from __future__ import annotations
 

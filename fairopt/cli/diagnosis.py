@@ -1,4 +1,4 @@
-"""The doctor: what is installed here, what it can do, and how to get the rest.
+"""The doctor: it says which backends are installed, what they can do, and how to get the rest.
 
 ``diagnose`` returns a ``Diagnosis``; ``fairopt doctor`` prints it.
 """
@@ -51,7 +51,7 @@ class BackendReport:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that ``fairopt doctor`` found. ``str(diagnosis)`` is what it prints.
+    """All findings of ``fairopt doctor``, which prints ``str(diagnosis)``.
 
     Attributes:
         versions: package name to version, None where it is missing.

@@ -1,4 +1,4 @@
-"""What ``fairopt compare`` needs besides ``cross_validate``: a problem drawn, and a plot."""
+"""Problems drawn at random for ``fairopt compare`` and ``bench``, and the plot of a comparison."""
 
 from __future__ import annotations
 

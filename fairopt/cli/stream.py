@@ -188,7 +188,7 @@ def serve(arguments: argparse.Namespace, stack: ExitStack) -> int:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raise where arguments do not fit to each other."""
+    """Raise where arguments contradict each other."""
     groups, labels = arguments.groups, dict(arguments.group_labels)
     if not groups or len(set(groups)) < len(groups):
         raise ProblemError(f"--groups: expected different names, got {', '.join(groups) or 'none'}")
@@ -290,8 +290,8 @@ class Stop(BaseException):
 class Signals:
     """SIGINT and SIGTERM end the stream in order: behind the chunk at hand, or while it waits.
 
-    While it waits for a sender, the first one ends it. While it waits for a reader, the second one
-    does: what is interrupted there may have been read, and has to come again in the next run.
+    While it waits for a sender, the first signal ends it. While it waits for a reader, the second
+    one does: an interrupted answer may have been read, and has to come again in the next run.
     """
 
     def __init__(self) -> None:
@@ -308,7 +308,7 @@ class Signals:
             raise Stop
 
     def catch(self, number: int, frame: FrameType | None) -> None:
-        """What to do on a signal."""
+        """Handle a signal."""
         self.caught = number
         self.count += 1
         self.check()
@@ -328,7 +328,7 @@ class Signals:
 
 
 class Wait:
-    """Entered again and again, around each wait."""
+    """A context that is entered around each wait."""
 
     def __init__(self, signals: Signals, enough: int) -> None:
         self._signals = signals

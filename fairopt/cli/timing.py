@@ -1,4 +1,4 @@
-"""What ``fairopt bench`` measures: how long each backend takes on this machine."""
+"""The measurements of ``fairopt bench``: how long each backend takes on this machine."""
 
 from __future__ import annotations
 

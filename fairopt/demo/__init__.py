@@ -7,7 +7,7 @@ A small network learns who earns more than 50,000 dollars a year
 3. with a *fairness layer*: every training batch passes through the projection, so that the network
    learns knowing that its output will be moved.
 
-Both fair ways hold the chosen notions on the chosen attributes at once; unless told otherwise,
+Both fair ways hold the chosen notions on the chosen attributes at once; by default
 demographic parity on sex and on race: for any two groups ``g`` and ``h`` of either attribute
 
     |mean prediction of g − mean prediction of h| ≤ tolerance.

@@ -1,4 +1,4 @@
-"""What the demo is asked and what it found: settings, figures, and the table that shows them."""
+"""Settings and figures of the demo, and the table that shows them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROUNDING = ROW_PRECISION[torch.float32]  # of predictions that are float32
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user may choose.
+    """The choices of the user.
 
     Attributes:
         tolerance: the largest gap allowed between two groups.
@@ -227,7 +227,7 @@ class Report:
     """All figures of one run. ``str(report)`` is the table with its explanations.
 
     Attributes:
-        settings: what was run.
+        settings: the choices that were run.
         environment: versions and threads.
         rows: number of rows per split.
         constraints: the readable name of each constraint.

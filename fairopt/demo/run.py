@@ -39,7 +39,7 @@ def run_demo(settings: Settings, progress: Progress = lambda message, done: None
     """Train all models and measure them.
 
     Args:
-        settings: what to run.
+        settings: the choices to run.
         progress: called with a line of text, and whether a stage ends with it.
 
     Raises:

@@ -101,7 +101,7 @@ def layer_of(settings: Settings, tolerance: float, adult: Adult) -> FairnessLaye
 
 
 def batches_of(data: Split, settings: Settings, size: int, seed: int) -> StratifiedBatchSampler:
-    """Batches that keep the proportions of what the notions compare."""
+    """Batches that keep the proportions of the groups that the notions compare."""
     # Race first: the sampler is exact for the first attribute, and race has the smallest groups.
     strata = {"race": data.groups["race"], "sex": data.groups["sex"]}
     if settings.needs_targets:  # then what is compared is a group's part with one outcome
@@ -127,7 +127,7 @@ def network(features: int, seed: int) -> nn.Module:
 
 @dataclass
 class Training:
-    """What is collected while a network trains."""
+    """The figures that are collected while a network trains."""
 
     raw: list[Tensor]  # test predictions of the network, one tensor per epoch
     fair: list[Tensor]  # the same after the layer
@@ -206,6 +206,6 @@ def train(
 def known_when_serving(
     raw: Tensor, data: Split, settings: Settings
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """What is known when test rows are predicted: groups and, for labels, the chances ``raw``."""
+    """The knowledge when test rows are predicted: groups and, for labels, the chances ``raw``."""
     groups = {name: data.groups[name] for name in settings.attributes}
     return groups, raw if settings.needs_targets else None

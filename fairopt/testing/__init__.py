@@ -1,4 +1,4 @@
-"""What every backend and every parity notion must pass; ours and yours.
+"""Tests that every backend and every parity notion must pass, ours and yours.
 
 from fairopt.testing import BackendContract  # needs pytest
 

@@ -1,6 +1,6 @@
-"""The contract of a backend, as tests: what ``fairopt.solve`` relies on and what users are told.
+"""The contract of a backend, as tests: all that ``fairopt.solve`` relies on and users may expect.
 
-The backend is asked for what its ``Capabilities`` declare, and for nothing else. Answers are
+The backend is asked only for problems that its ``Capabilities`` declare. Answers are
 compared with solutions that were chosen before the problem was (``fairopt.testing.known``), with
 their derivatives by finite differences, and with our residuals; never with another backend.
 """

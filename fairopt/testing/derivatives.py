@@ -36,7 +36,7 @@ Tangents: TypeAlias = tuple[Tensor | None, ...]
 def directions(known: Known, leaves: Sequence[Tensor]) -> dict[str, Tangents]:
     """Random directions, by name: one tangent per leaf, ``None`` where it stays.
 
-    Sides that meet stay together, infinite ones stay, P stays symmetric, zeros of P and A stay.
+    Equal sides move together, infinite ones stay, P stays symmetric, zeros of P and A stay.
     """
     problem, recipe = known.problem, known.recipe
     assert isinstance(problem, QP)

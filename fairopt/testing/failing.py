@@ -19,7 +19,7 @@ INF = float("inf")
 
 @dataclass(frozen=True, eq=False)
 class Failing:
-    """A batch, what is to be said of each problem, and which rows are in conflict.
+    """A batch, the status that each problem must get, and the rows in conflict.
 
     Attributes:
         label: the batch in words.
@@ -40,7 +40,7 @@ class Failing:
 
 @dataclass(frozen=True)
 class Case:
-    """What is the same for every form. Sides and bounds of problem 1 differ from the others'."""
+    """The data that all forms share. Sides and bounds of problem 1 differ from the others'."""
 
     name: str
     A: list[list[float]]
@@ -126,7 +126,7 @@ NONCONVEX = tuple(
 def failing(
     quadratic: frozenset[str], linear: bool, rows: frozenset[str], device: str = "cpu"
 ) -> list[Failing]:
-    """All that a backend with these capabilities must not call solved."""
+    """All problems that a backend with these capabilities must not call solved."""
     turn = cycle(sorted(rows - {"blocks"}))
     found: list[Failing] = []
 
@@ -150,10 +150,10 @@ def failing(
             P = case.P or (eye(n), eye(n))
             stack = torch.tensor([P[i] for i in order], dtype=torch.float64, device=device)
             problem = QP(as_quadratic(stack, form), q, matrix, *sides)
-        told = tuple(status if i else Status.SOLVED for i in order)
+        statuses = tuple(status if i else Status.SOLVED for i in order)
         label = f"{case.name}, {f'{form} P' if form else 'LP'}, {kind} rows"
         refusable = status is Status.UNBOUNDED and form is not None
-        found.append(Failing(label, problem, told, case.rows, refusable))
+        found.append(Failing(label, problem, statuses, case.rows, refusable))
 
     forms: list[str | None] = [*sorted(quadratic), *([None] if linear else [])]
     for form in forms if rows else ():

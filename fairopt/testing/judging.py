@@ -1,4 +1,4 @@
-"""What the contract asks of an answer, whatever the problem."""
+"""The demands that the contract makes on every answer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def expect(holds: object, message: str) -> None:
 
 @contextmanager
 def refusals(case: Recipe | Failing) -> Iterator[None]:
-    """Skip where a backend refuses what it may refuse: a singular P."""
+    """Skip where a backend refuses a singular P, which it may."""
     allowed = case.singular if isinstance(case, Recipe) else case.refusable
     try:
         yield
@@ -53,7 +53,7 @@ answers: dict[tuple[int, Recipe], tuple[Backend, Solution]] = {}
 
 
 def answer(solver: Backend, recipe: Recipe) -> Solution:
-    """What the backend itself returns for a problem that has a solution."""
+    """The answer of the backend itself to a problem that has a solution."""
     key = id(solver), recipe
     if key not in answers:
         with refusals(recipe):
@@ -158,11 +158,11 @@ def agrees(known: Known, solution: Solution, when: str) -> None:
         )
     if known.recipe.links or not known.row_dual.numel():
         return
-    # Relative to what each multiplier does, so that the scale of a row is none of it.
+    # Multipliers are relative to their effect, so that the scale of a row plays no part.
     length = known.problem.rows.norms(torch.ones_like(known.x).to(solution.x.device)).cpu()
     y, expected = solution.row_dual.detach().cpu() * length, known.row_dual * length
-    reach = tolerance * max(1.0, known.recipe.spread / 10)
-    if distance(y, expected) <= reach:
+    allowed = tolerance * max(1.0, known.recipe.spread / 10)
+    if distance(y, expected) <= allowed:
         return
     expect(
         distance(-y, expected) > 1e-3,
@@ -170,7 +170,7 @@ def agrees(known: Known, solution: Solution, when: str) -> None:
     )
     fail(
         f"{when}: row_dual is off by {distance(y, expected):.1e} of its size, expected "
-        f"{reach:.0e}; return the multipliers of the iterate that x is of"
+        f"{allowed:.0e}; return the multipliers of the iterate that x is of"
     )
 
 

@@ -32,7 +32,7 @@ CELLS = 4
 
 @dataclass(frozen=True)
 class Recipe:
-    """What kind of problem to draw.
+    """The kind of problem to draw.
 
     Attributes:
         name: of the kind, for reports.
@@ -151,7 +151,7 @@ QUADRATIC_KINDS: dict[str, dict[str, object]] = {
 def recipes(
     quadratic: frozenset[str], linear: bool, rows: frozenset[str], device: str = "cpu"
 ) -> tuple[Recipe, ...]:
-    """All that a backend with these capabilities is asked to solve.
+    """All problems that a backend with these capabilities is asked to solve.
 
     One of each combination of forms, in both dtypes; and one of each kind for every form of P, with
     the forms of rows in turn.

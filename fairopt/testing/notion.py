@@ -1,4 +1,4 @@
-"""check_notion(): what a parity notion of your own must pass. Needs no pytest."""
+"""``check_notion``: the checks that a parity notion of your own must pass. It needs no pytest."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Call:
 
 
 def check_rows(call: Call) -> Tensor:
-    """Rows and what they do; returns the fair predictions."""
+    """Check the rows and their effect; return the fair predictions."""
     problem = call.problem()
     names = problem.row_names
     if not names:

@@ -1,4 +1,4 @@
-"""What stands between a stream and its files: a lock, marks of how far, and lines of an input."""
+"""Files of a stream: a lock, marks of how far they were read, and the lines of an input."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def lock(handle: int) -> bool:
 
 @dataclass(frozen=True)
 class Mark:
-    """How far, and of what: the number of bytes and lines, and the CRC-32 of the bytes."""
+    """How far a file was read: the number of bytes and lines, and the CRC-32 of the bytes."""
 
     length: int = 0
     lines: int = 0
@@ -141,7 +141,7 @@ class Source:
         self._file.seek(0)
 
     def fill(self, most: int) -> None:
-        """Have so many lines at hand, or all there are, or, of a pipe, one that is new."""
+        """Fetch so many lines, or all that exist, or, from a pipe, at least one new line."""
         if self.path is None and len(self._lines) > self._seen:
             return
         while len(self._lines) < most and not self.ended:
@@ -187,7 +187,7 @@ class Source:
         return self.ended and len(self._lines) <= most
 
     def consume(self, count: int) -> None:
-        """Be done with the next lines."""
+        """Count the next lines and let go of them."""
         self.mark = self.mark.after(b"".join(self._lines[:count]), count)
         self._seen = max(0, self._seen - count)
         del self._lines[:count]

@@ -1,7 +1,7 @@
 """Records in two formats, one on a line: CSV with a header, and JSON objects.
 
-An answer is the line as it came, with one more column or key. What a line says is read here and
-nowhere else, and a line that is refused is refused with its number.
+An answer is the line as it came, with one more column or key. Lines are read here only, and a line
+that is refused is named by its number.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def present(name: str, convert: Any, value: object) -> Any:
 
 
 def label(name: str, value: object) -> str:
-    """What a group is called: text, a whole number, true or false, all as text."""
+    """The label of a group: text, a whole number, true or false, all as text."""
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, bool):
@@ -272,6 +272,6 @@ def taken(adjusted: str) -> str:
 
 
 def shown(value: object) -> str:
-    """What came, in not too many letters."""
+    """The value that came, shortened."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

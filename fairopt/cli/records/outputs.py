@@ -21,7 +21,7 @@ __all__ = ["FileOutput", "Output", "PipeOutput", "Written"]
 
 @dataclass(frozen=True)
 class Written:
-    """What an output holds.
+    """The content of an output.
 
     Attributes:
         header: what comes before its first answer, without the end of line; ``b""`` for nothing.
@@ -40,14 +40,14 @@ class Output:
     """Takes answers. This one takes none: what an output before it held stays as it is.
 
     Attributes:
-        written: what it holds.
+        written: its content.
     """
 
     def __init__(self) -> None:
         self.written = Written()
 
     def resume(self, written: Written) -> bytes:
-        """Go on from what a run before left, and complete it where it is known what is missing.
+        """Go on where the run before ended, and write those of its answers that are known missing.
 
         Returns:
             Answers that have to be promised and written once more.
@@ -59,11 +59,11 @@ class Output:
         """Answers with this header follow; raises ``ProblemError`` if others came before."""
 
     def promise(self, answers: bytes) -> Written:
-        """What the state must say before these are written."""
+        """The content that the state must record before these answers are written."""
         return self.written
 
     def write(self, answers: bytes) -> None:
-        """Write what was promised."""
+        """Write the promised answers."""
 
     def settle(self) -> None:
         """Everything written is where it stays; nothing is pending."""

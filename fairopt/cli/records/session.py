@@ -132,7 +132,7 @@ class Session:
             raise
 
     def close(self) -> None:
-        """Let others use the state."""
+        """Release the state for others."""
         self._lock.__exit__(None, None, None)
 
     def __enter__(self) -> Session:
@@ -152,7 +152,7 @@ class Session:
         return {name: tuple(codes) for name, codes in self._codes.items()}
 
     def report(self) -> OnlineReport:
-        """What the stream says of itself, with groups by their labels."""
+        """The report of the stream, with groups by their labels."""
         return self.parity.report(self.labels)
 
     # -----------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ class Session:
             raise Refusal(f"line 1: {error}") from error
 
     def _count(self, source: Source, lines: Lines, waiting: list[bytes], last: bool) -> bool:
-        """Count what whole batches there are, and answer them; whether there was one.
+        """Count and answer the whole batches among these lines; return whether there was one.
 
         Raises:
             Refusal: a line is refused; all before it are counted.
@@ -375,7 +375,7 @@ class Session:
         )
 
     def _load(self) -> Written:
-        """Take over what the file says."""
+        """Take over the state in the file."""
         notes = self.parity.load(self._path)
         try:
             stream = notes["stream"]
@@ -410,7 +410,7 @@ def numbered(labels: Sequence[str]) -> dict[str, int]:
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back."""
+    """The values as JSON gives them back."""
 
     def one(value: Any) -> Any:
         if isinstance(value, Mapping):
