@@ -11,20 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = [
-    "BackendNotFoundError",
-    "Conflict",
-    "ConvergenceError",
-    "FairoptError",
-    "InfeasibleError",
-    "NotDifferentiableError",
-    "ProblemError",
-    "SolveError",
-    "UnboundedError",
-    "UnsupportedProblemError",
-    "whole_number",
-]
-
 
 class FairoptError(Exception):
     """Base class of all errors raised by fairopt."""
@@ -45,12 +31,7 @@ class SolveError(FairoptError):
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        batch: int = 0,
-        rows: tuple[str, ...] = (),
-        solution: Any = None,
+        self, message: str, *, batch: int = 0, rows: tuple[str, ...] = (), solution: Any = None
     ) -> None:
         super().__init__(message)
         self.batch = batch

@@ -50,8 +50,6 @@ from torch.utils.data import Sampler
 
 from fairopt.errors import ProblemError
 
-__all__ = ["StratifiedBatchSampler", "Stratum"]
-
 INTEGER_TYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 LARGEST_SEED = 2**63 - 1
 GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0

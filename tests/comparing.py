@@ -6,12 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from fairopt import (
-    QP,
-    DemographicParity,
-    Solution,
-    formulate,
-)
+from fairopt import QP, DemographicParity, Solution, formulate
 from fairopt.backends.numba.backend import Numba
 from fairopt.programs.problem import Problem
 

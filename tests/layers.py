@@ -6,10 +6,7 @@ from typing import Any
 
 import torch
 
-from fairopt import (
-    DemographicParity,
-    FairnessLayer,
-)
+from fairopt import DemographicParity, FairnessLayer
 
 N = 12
 SCORES = torch.tensor(

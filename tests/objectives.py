@@ -8,10 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from fairopt import (
-    Budget,
-    DemographicParity,
-)
+from fairopt import Budget, DemographicParity
 
 Linear: TypeAlias = Literal["l1", "linf", "utility"]
 LINEAR: tuple[Linear, ...] = ("l1", "linf", "utility")

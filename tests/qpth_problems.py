@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairopt import (
-    QP,
-)
+from fairopt import QP
 from fairopt.programs.problem import SparseRows
 
 INF = float("inf")

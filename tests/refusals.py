@@ -8,13 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fairopt import (
-    DemographicParity,
-    FairnessLayer,
-    FairoptError,
-    ProblemError,
-    project,
-)
+from fairopt import DemographicParity, FairnessLayer, FairoptError, ProblemError, project
 
 SCORES = torch.tensor([0.1, 0.9, 0.4, 0.6])
 GROUPS = torch.tensor([0, 1, 0, 1])

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fairopt import (
-    OnlineParity,
-)
+from fairopt import OnlineParity
 
 RULE = ["--notion", "demographic-parity", "--tolerance", "0.05", "--bounds", "0", "1"]
 PARITY = [*RULE, "--groups", "sex"]

@@ -132,9 +132,7 @@ def test_the_one_with_defaults_is_made_once() -> None:
     assert backends.get("numba", threads=1).threads == 1
 
 
-def test_a_registered_backend_is_loaded_when_first_asked_for(
-    register: Callable[..., None],
-) -> None:
+def test_a_registered_backend_is_loaded_when_first_asked_for(register: Callable[..., None]) -> None:
     kind, loads = subclass(), []
 
     def load() -> type[Backend]:

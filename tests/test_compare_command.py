@@ -10,11 +10,7 @@ import pytest
 import torch
 from comparing import Twin, WrongX, parity
 
-from fairopt import (
-    ProblemError,
-    backends,
-    save_problem,
-)
+from fairopt import ProblemError, backends, save_problem
 from fairopt.cli import main
 from fairopt.cli.drawing import Drawn, draw
 from fairopt.notions.names import COMPARING

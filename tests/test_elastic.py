@@ -302,8 +302,7 @@ def test_bounds_shared_by_the_batch_get_the_sum_of_all_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "limit"),
-    [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)],
+    ("dtype", "limit"), [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
 )
 def test_other_dtypes(dtype: torch.dtype, limit: float) -> None:
     scores, groups, (lower, upper), _ = inputs(5, n=60)

@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from problems import (
-    Case,
-    cases,
-    catalogue_cases,
-    clarabel_solution,
-    least_violation,
-    plain,
-)
+from problems import Case, cases, catalogue_cases, clarabel_solution, least_violation, plain
 
 from fairopt import (
     QP,

@@ -13,12 +13,7 @@ from typing import Any
 import pytest
 import torch
 from agreeing import LINEAR, capable
-from conflicting import (
-    can_hold,
-    conflicting_cases,
-    least_addition,
-    least_factor,
-)
+from conflicting import can_hold, conflicting_cases, least_addition, least_factor
 from hypothesis import assume, given, settings
 from problems import Case
 

@@ -19,11 +19,7 @@ from layers import GROUPS, PARITY, SCORES, N, parity
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fairopt import (
-    FairnessLayer,
-    ProblemError,
-    project,
-)
+from fairopt import FairnessLayer, ProblemError, project
 from fairopt.backends import Numba
 from fairopt.backends.numba import backend as numba_
 

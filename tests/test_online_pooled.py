@@ -9,15 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import (
-    KINDS,
-    adult_scores,
-    order,
-    orders_of,
-    regression,
-    running_gap,
-    served_late,
-)
+from streams import KINDS, adult_scores, order, orders_of, regression, running_gap, served_late
 
 from fairopt import (
     QP,

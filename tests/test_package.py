@@ -43,14 +43,16 @@ def test_asking_what_is_available_imports_no_solver() -> None:
     assert not HEAVY & set(added.split())
 
 
-def test_every_public_name_exists_and_is_documented() -> None:
-    import fairopt
-
-    assert len(fairopt.__all__) == len(set(fairopt.__all__))
-    for name in fairopt.__all__:
-        thing = getattr(fairopt, name)
+@pytest.mark.parametrize(
+    "module", ["fairopt", "fairopt.backends", "fairopt.datasets", "fairopt.testing"]
+)
+def test_every_public_name_exists_and_is_documented(module: str) -> None:
+    face = importlib.import_module(module)
+    assert len(face.__all__) == len(set(face.__all__))
+    for name in face.__all__:
+        thing = getattr(face, name)
         if callable(thing):
-            assert thing.__doc__, f"fairopt.{name} has no docstring"
+            assert thing.__doc__, f"{module}.{name} has no docstring"
 
 
 def test_version_is_the_metadata_s() -> None:

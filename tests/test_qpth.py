@@ -18,16 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from qpth_problems import (
-    DOUBLE,
-    INF,
-    changed,
-    infeasible,
-    known,
-    no_rows,
-    problem_of,
-    tensor,
-)
+from qpth_problems import DOUBLE, INF, changed, infeasible, known, no_rows, problem_of, tensor
 from scipy.optimize import linprog
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode

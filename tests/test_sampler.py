@@ -207,10 +207,7 @@ def test_strata_name_themselves() -> None:
         Stratum({"sex": 1, "race": 2}, count=2, smallest=1, largest=1),
         Stratum({"sex": 1, "race": 0}, count=1, smallest=0, largest=1),
     )
-    assert [str(stratum) for stratum in sampler.rare] == [
-        "sex = 0, race = 0",
-        "sex = 1, race = 0",
-    ]
+    assert [str(stratum) for stratum in sampler.rare] == ["sex = 0, race = 0", "sex = 1, race = 0"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int32])

@@ -30,11 +30,7 @@ from stream_records import (
 )
 from stream_victims import nursery
 
-from fairopt import (
-    DemographicParity,
-    EqualizedOdds,
-    OnlineParity,
-)
+from fairopt import DemographicParity, EqualizedOdds, OnlineParity
 from fairopt.cli.records import FileOutput
 
 # ---------------------------------------------------------------------------------------------

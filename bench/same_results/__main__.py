@@ -38,9 +38,7 @@ from kinds import KINDS
 from record import Record, keep_error
 
 import fairopt
-from fairopt import (
-    FairoptError,
-)
+from fairopt import FairoptError
 
 SEED = 20_240
 COUNT = 2_000

@@ -377,8 +377,7 @@ def streams(draw: Draw, record: Record) -> None:
         again = OnlineParity(notion, **arguments)
         record.add("notes", again.load(path))
     record.add(
-        "resumed",
-        again.run(scores, targets=given, batch_size=3, update=False, **part(0, n)),
+        "resumed", again.run(scores, targets=given, batch_size=3, update=False, **part(0, n))
     )
     again.reset()
     keep_stream(record, again, "reset")

@@ -12,13 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairopt import (
-    LP,
-    QP,
-    InfeasibleError,
-    Solution,
-    SolveError,
-)
+from fairopt import LP, QP, InfeasibleError, Solution, SolveError
 
 
 class Record:

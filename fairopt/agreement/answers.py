@@ -17,8 +17,6 @@ from fairopt.programs.problem import LP, QP, Problem, select
 from fairopt.programs.solution import Solution, Status
 from fairopt.solving.autograd import answered, judged, solve
 
-__all__ = ["ask", "known_answer"]
-
 
 def ask(label: str, backend: Backend, problem: Problem, g: Tensor, repeats: int) -> Answer:
     """Let one backend solve, and differentiate what it solved."""

@@ -11,26 +11,14 @@ from fairopt import backends as registry
 from fairopt.agreement.answers import ask, known_answer
 from fairopt.agreement.data import ORACLE, REFERENCE, Allowed, Answer
 from fairopt.agreement.finite_differences import slopes
-from fairopt.agreement.quantities import (
-    examine,
-    gradient_quantities,
-    input_quantities,
-    points,
-)
+from fairopt.agreement.quantities import examine, gradient_quantities, input_quantities, points
 from fairopt.agreement.report import Agreement
 from fairopt.agreement.verdict import conclude
 from fairopt.backends import Backend
-from fairopt.errors import (
-    BackendNotFoundError,
-    ProblemError,
-    UnsupportedProblemError,
-    whole_number,
-)
+from fairopt.errors import BackendNotFoundError, ProblemError, UnsupportedProblemError, whole_number
 from fairopt.programs.problem import LP, QP, Problem, unchecked
 from fairopt.programs.solution import Solution
 from fairopt.tolerances import AGREEMENT, GRADIENT_AGREEMENT
-
-__all__ = ["cross_validate"]
 
 
 def cross_validate(
@@ -160,9 +148,7 @@ def detached(problem: Problem) -> Problem:
 
 
 def contenders(
-    problem: Problem,
-    chosen: Iterable[str | Backend] | None,
-    reference: object,
+    problem: Problem, chosen: Iterable[str | Backend] | None, reference: object
 ) -> tuple[list[tuple[str, Backend]], dict[str, str]]:
     """The backends to ask with their labels, and those left out with the reason."""
     left_out: dict[str, str] = {}

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from fairopt.agreement.degeneracy import Standing
     from fairopt.backends import Backend
 
-__all__ = ["DEFINITE", "ORACLE", "REFERENCE", "Allowed", "Answer", "Merged", "Quantity"]
-
 # Labels of answers that no backend gave.
 REFERENCE = "reference"
 ORACLE = "finite differences"

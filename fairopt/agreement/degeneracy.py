@@ -36,8 +36,6 @@ from fairopt.optimality.linear_systems import metric
 from fairopt.programs.problem import LP, QP, Problem, SparseRows, compact
 from fairopt.tolerances import RANK
 
-__all__ = ["Standing", "standing"]
-
 
 @dataclass(frozen=True)
 class Standing:

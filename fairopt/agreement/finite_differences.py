@@ -29,8 +29,6 @@ from fairopt.programs.solution import Solution
 from fairopt.solving.autograd import solve
 from fairopt.tolerances import DOUBTFUL, ZERO_GRADIENT
 
-__all__ = ["slopes"]
-
 DIRECTIONS = 2  # random directions for each parameter
 STEP = 6e-6  # the cube root of the rounding of float64
 FAR = 4.0

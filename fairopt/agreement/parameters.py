@@ -24,8 +24,6 @@ from torch import Tensor
 from fairopt.programs.block_rows import BlockRows
 from fairopt.programs.problem import QP, CellRows, DenseRows, Problem, Rows, SparseRows, row_name
 
-__all__ = ["names", "natural_sizes", "place", "row_word"]
-
 SIDES = ("l", "u", "lb", "ub")
 
 

@@ -15,8 +15,6 @@ from fairopt.optimality.linear_systems import metric
 from fairopt.programs.problem import LP, QP, Problem
 from fairopt.tolerances import ZERO_GRADIENT, ZERO_SOLUTION
 
-__all__ = ["examine", "gradient_quantities", "input_quantities", "points"]
-
 
 def examine(problem: Problem, order: Sequence[Answer], allowed: Allowed) -> Merged:
     """Merge the answers, best first, and see how each problem's solution stands."""
@@ -101,11 +99,7 @@ def objective(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient_quantities(
-    problem: QP,
-    answers: Sequence[Answer],
-    where: Merged,
-    g: Tensor,
-    tolerance: float,
+    problem: QP, answers: Sequence[Answer], where: Merged, g: Tensor, tolerance: float
 ) -> Iterable[Quantity]:
     """One for each parameter; the C cotangents side by side."""
     able = [a for a in answers if a.gradients]

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-__all__ = ["JUDGES", "Agreement", "Difference"]
-
 JUDGES = ("our residuals", "our check of its certificate")
 
 # The columns of the text, and the keys of the table that they sum up.

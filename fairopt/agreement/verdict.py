@@ -8,21 +8,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from fairopt.agreement.data import (
-    DEFINITE,
-    ORACLE,
-    REFERENCE,
-    Allowed,
-    Answer,
-    Merged,
-    Quantity,
-)
+from fairopt.agreement.data import DEFINITE, ORACLE, REFERENCE, Allowed, Answer, Merged, Quantity
 from fairopt.agreement.report import JUDGES, Agreement, Difference
 from fairopt.optimality.certificates import proves_infeasible
 from fairopt.programs.problem import LP, Problem
 from fairopt.programs.solution import Status
-
-__all__ = ["conclude"]
 
 
 @dataclass(eq=False)

@@ -21,8 +21,6 @@ from fairopt.tolerances import ROW_PRECISION
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Audit", "AuditedRow", "audit"]
-
 
 @dataclass(frozen=True)
 class AuditedRow:

@@ -21,16 +21,7 @@ if TYPE_CHECKING:
 
 # The classes of the built-in backends (Numba, ...) are public too. They are not listed, so that
 # "import *" does not import every solver.
-__all__ = [
-    "Adjoint",
-    "Backend",
-    "Capabilities",
-    "available",
-    "finish",
-    "get",
-    "names",
-    "register",
-]
+__all__ = ["Adjoint", "Backend", "Capabilities", "available", "finish", "get", "names", "register"]
 
 # Ours and those that `register` added, in the order in which "auto" tries them. What other
 # distributions offer comes after, and is looked for only when none of these will do.

@@ -16,8 +16,6 @@ from fairopt.programs.partitioned_rows import PartitionedRows
 from fairopt.programs.problem import LP, QP, CellRows, DenseRows, Problem, SparseRows
 from fairopt.programs.solution import Solution
 
-__all__ = ["Backend", "Capabilities"]
-
 
 @dataclass(frozen=True)
 class Capabilities:

@@ -20,8 +20,6 @@ from importlib.util import find_spec
 
 from fairopt.backends.contract import Backend
 
-__all__ = ["Entry", "Found", "built_in", "entry_points"]
-
 GROUP = "fairopt.backends"
 
 

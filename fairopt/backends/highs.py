@@ -41,8 +41,6 @@ from fairopt.programs.problem import LP, Problem, SparseRows
 from fairopt.programs.solution import Solution, Status
 from fairopt.tolerances import FEASIBLE, HIGHS_FEASIBILITY
 
-__all__ = ["HiGHS"]
-
 Array = NDArray[Any]
 Method = Literal["simplex", "interior-point"]
 METHODS = dict(zip(get_args(Method), ("highs-ds", "highs-ipm"), strict=True))

@@ -13,11 +13,6 @@ from typing import Any
 from fairopt.errors import ProblemError
 from fairopt.notions.names import COMPARING
 
-__all__ = [
-    "INTERRUPTED", "USAGE_ERROR", "add_drawing", "at_least", "bound", "drawing", "file_errors",
-    "finite", "names", "write_json",
-]  # fmt: skip
-
 # Exit statuses.
 USAGE_ERROR = 2
 INTERRUPTED = 130

@@ -17,8 +17,6 @@ from fairopt.cli.arguments import (
     write_json,
 )
 
-__all__ = ["add"]
-
 GROUPS = 2
 
 

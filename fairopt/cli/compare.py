@@ -18,8 +18,6 @@ from fairopt.cli.arguments import (
 )
 from fairopt.errors import ProblemError
 
-__all__ = ["add"]
-
 
 def add(commands: Any) -> None:
     """Put the arguments among those of ``fairopt``."""

@@ -12,8 +12,6 @@ from typing import Any, TextIO
 from fairopt.cli.arguments import USAGE_ERROR, at_least, finite, names, write_json
 from fairopt.notions.names import NOTIONS
 
-__all__ = ["Progress", "add"]
-
 
 def add(commands: Any) -> None:
     """Put the arguments among those of ``fairopt``."""

@@ -21,8 +21,6 @@ from fairopt.programs.problem import LP, QP, CellRows, DenseRows, Rows, SparseRo
 from fairopt.solving.autograd import solve
 from fairopt.tolerances import SELF_TEST
 
-__all__ = ["BackendReport", "Diagnosis", "diagnose"]
-
 OPTIONAL = {"matplotlib": "the plots of `fairopt demo`: pip install 'fairopt[demo]'"}
 
 

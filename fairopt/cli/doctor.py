@@ -6,8 +6,6 @@ import argparse
 import json
 from typing import Any
 
-__all__ = ["add"]
-
 
 def add(commands: Any) -> None:
     """Put the arguments among those of ``fairopt``."""

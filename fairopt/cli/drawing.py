@@ -18,8 +18,6 @@ from fairopt.programs.problem import QP
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Drawn", "draw", "people", "plot"]
-
 # Differences below this are shown at it: zero has no place on a logarithmic axis.
 SMALLEST = 1e-17
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -10,8 +10,6 @@ from fairopt.cli import bench, compare, demo, doctor, stream
 from fairopt.cli.arguments import INTERRUPTED, USAGE_ERROR
 from fairopt.errors import FairoptError
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.

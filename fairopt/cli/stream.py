@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from fairopt.notions.catalogue import Constraint
     from fairopt.online import OnlineParity
 
-__all__ = ["add"]
-
 BY_SIGNAL = 128
 
 

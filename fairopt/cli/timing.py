@@ -18,8 +18,6 @@ from fairopt.errors import ProblemError, UnsupportedProblemError
 from fairopt.layer.module import project
 from fairopt.notions.names import COMPARING
 
-__all__ = ["Timing", "Timings", "time_backends"]
-
 FEWEST = 3  # rounds of what takes no longer than the time that is given
 
 

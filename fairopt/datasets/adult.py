@@ -13,8 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Adult", "Split", "load_adult"]
-
 NUMERIC = ("age", "education_num", "capital_gain", "capital_loss", "hours_per_week")
 CATEGORICAL = ("workclass", "marital_status", "occupation", "relationship", "native_country")
 GROUPS = ("sex", "race")

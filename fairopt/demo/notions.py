@@ -17,8 +17,6 @@ from fairopt.errors import ProblemError
 from fairopt.notions.catalogue import Constraint
 from fairopt.notions.names import NOTIONS
 
-__all__ = ["SHOWN", "check_choice", "constraints", "group_gaps"]
-
 Gap: TypeAlias = Callable[[Tensor, Tensor, Tensor], float]
 
 

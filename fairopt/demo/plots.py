@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot", "plot_streaming"]
-
 # From the palette of Okabe and Ito, whose colours stay apart for colour-blind readers; markers and
 # dashes say the same again without colour.
 STYLES: dict[str, dict[str, Any]] = {

@@ -13,11 +13,6 @@ from fairopt.demo.notions import SHOWN
 from fairopt.notions.names import NOTIONS
 from fairopt.tolerances import ROW_PRECISION
 
-__all__ = [
-    "ROUNDING", "Epoch", "Model", "Quality", "Report", "Settings", "Streamed", "Streaming",
-    "SweepPoint",
-]  # fmt: skip
-
 WIDTH = 100
 ROUNDING = ROW_PRECISION[torch.float32]  # of predictions that are float32
 

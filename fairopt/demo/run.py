@@ -29,8 +29,6 @@ from fairopt.formulation.program import formulate
 from fairopt.layer.module import project
 from fairopt.notions.names import NOTIONS
 
-__all__ = ["run_demo"]
-
 Progress = Callable[[str, bool], None]
 SWEEP = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2)
 

@@ -19,8 +19,6 @@ from fairopt.notions.catalogue import Constraint
 from fairopt.notions.names import NOTIONS
 from fairopt.online.module import OnlineParity
 
-__all__ = ["serve_all"]
-
 BATCHES = (1, 8, 64)
 RULES: dict[str, Literal["batch", "pooled"]] = {
     "the paper's rule": "batch",

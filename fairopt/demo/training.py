@@ -18,11 +18,6 @@ from fairopt.layer.module import FairnessLayer
 from fairopt.notions.catalogue import Constraint
 from fairopt.sampler import StratifiedBatchSampler
 
-__all__ = [
-    "BOUNDS", "Training", "area_under_curve", "batches_of", "gaps_of", "known_when_serving",
-    "layer_of", "measure", "network", "notions_of", "train",
-]  # fmt: skip
-
 BOUNDS = (1e-3, 1.0 - 1e-3)
 LEARNING_RATE = 2e-3
 

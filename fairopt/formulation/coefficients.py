@@ -19,8 +19,6 @@ from fairopt.errors import ProblemError
 from fairopt.formulation.partitioning import Classes
 from fairopt.formulation.template import Terms, Trace
 
-__all__ = ["Written", "write"]
-
 MissingGroup: TypeAlias = Literal["skip", "raise"]
 
 # What is zero but for rounding, as a share of the size of what was added up.

@@ -16,12 +16,6 @@ from fairopt.kernels.memory import negative
 from fairopt.notions.catalogue import Constraint
 from fairopt.programs.problem import all_finite, compact, shape_of
 
-__all__ = [
-    "NUMBERS", "SCORES", "Bound", "Bounds", "as_batch", "as_constraints", "both", "check_bounds",
-    "check_finite", "describe", "distance", "inward_bounds", "read_weights", "rounded_inwards",
-    "wide",
-]  # fmt: skip
-
 Bound: TypeAlias = Tensor | float | None
 Bounds: TypeAlias = tuple[Bound, Bound] | None
 

@@ -30,8 +30,6 @@ from fairopt.notions.catalogue import Constraint
 from fairopt.programs.block_rows import BlockRows
 from fairopt.programs.problem import shape_of, to_batch, unchecked
 
-__all__ = ["formulate_classes", "read_class_scores"]
-
 INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 # Numbers of joint cells up to this many are looked up in a table; beyond, they are sorted.

@@ -48,8 +48,6 @@ from fairopt.programs.problem import (
 from fairopt.programs.solution import row_excess
 from fairopt.tolerances import ROW_PRECISION
 
-__all__ = ["Objective", "Read", "Stated", "check_objective", "linear_program"]
-
 Objective: TypeAlias = Literal["l2", "l1", "linf", "utility"]
 
 Read: TypeAlias = Callable[[Tensor], Tensor]

@@ -22,8 +22,6 @@ from fairopt.formulation.template import Trace, indicators
 from fairopt.notions.functionals import Axis, Members
 from fairopt.programs.partitioned_rows import Partitions
 
-__all__ = ["Classes", "classes"]
-
 # Beyond this many classes the S x S matrix of the classes is no gain over dense coefficients.
 MOST_CLASSES = 1024
 

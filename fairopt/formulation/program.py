@@ -30,15 +30,7 @@ from fairopt.formulation.samples import GroupCounts, Groups, cell_rows, gather
 from fairopt.formulation.template import Trace
 from fairopt.kernels.memory import negative
 from fairopt.notions.catalogue import Constraint
-from fairopt.programs.problem import (
-    LP,
-    QP,
-    CellRows,
-    to_batch,
-    unchecked,
-)
-
-__all__ = ["Bounds", "GroupCounts", "Groups", "MissingGroup", "Objective", "formulate"]
+from fairopt.programs.problem import LP, QP, CellRows, to_batch, unchecked
 
 # Rows of up to this many cells are remembered by the cells' counts.
 MOST_COUNTS = 256

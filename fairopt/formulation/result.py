@@ -12,8 +12,6 @@ from fairopt.formulation.objectives import Read
 from fairopt.formulation.template import Trace
 from fairopt.programs.problem import LP, QP, Rows, compact, to_batch, unchecked
 
-__all__ = ["Formulated", "check_nonnegative", "only_one", "put_together"]
-
 
 class Formulated(NamedTuple):
     """A problem, and what the layer needs besides.

@@ -32,18 +32,6 @@ from fairopt.programs.problem import (
     unchecked,
 )
 
-__all__ = [
-    "Cells",
-    "Data",
-    "GroupCounts",
-    "Groups",
-    "cell_rows",
-    "fit",
-    "gather",
-    "is_small",
-    "scan",
-]
-
 Groups: TypeAlias = Tensor | Mapping[str, Tensor]
 GroupCounts: TypeAlias = Mapping[str, int] | int | None
 
@@ -464,10 +452,7 @@ def gather(
 
 
 def encode(
-    attributes: Mapping[str, Tensor],
-    made: Plan,
-    flat: Tensor,
-    counts: Mapping[str, int] | None,
+    attributes: Mapping[str, Tensor], made: Plan, flat: Tensor, counts: Mapping[str, int] | None
 ) -> tuple[list[Axis], list[Tensor], NDArray[np.int64] | None]:
     """The axes of all attributes and bins in use, and the place of each sample on them.
 

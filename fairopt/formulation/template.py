@@ -32,8 +32,6 @@ from fairopt.notions.functionals import (
     score_axis,
 )
 
-__all__ = ["Plan", "Terms", "Trace", "plan", "trace"]
-
 # Elements of what a trace keeps to spare work.
 MOST_KEPT = 1_000_000
 

@@ -15,18 +15,6 @@ from numpy.typing import NDArray
 from fairopt.kernels.compilation import compiled
 from fairopt.tolerances import CLEAR, TINY, WEAK
 
-__all__ = [
-    "CellQP",
-    "Judgement",
-    "add_cells",
-    "clip_into",
-    "judge",
-    "move",
-    "reduce",
-    "single_multiplier",
-    "spread",
-]
-
 Array = NDArray[np.float64]
 
 

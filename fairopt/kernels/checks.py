@@ -10,8 +10,6 @@ import numpy as np
 
 from fairopt.kernels.compilation import compiled
 
-__all__ = ["encode", "finite"]
-
 
 @compiled()
 def finite(values):  # type: ignore[no-untyped-def]

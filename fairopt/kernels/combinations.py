@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from fairopt.kernels.compilation import compiled
 
-__all__ = ["class_sums", "ends", "members", "number"]
-
 Array = NDArray[Any]
 
 MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, with about as many ones as zeros

@@ -7,8 +7,6 @@ from typing import Any
 
 import numba
 
-__all__ = ["cache_folder", "compiled"]
-
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """njit, cached on disk; without the cache where no cache folder can be written."""

@@ -16,8 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["empty", "negative"]
-
 LARGE = 4_000_000  # elements
 MOST_SPARE = 2**28  # bytes
 

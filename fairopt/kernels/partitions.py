@@ -46,25 +46,6 @@ from fairopt.kernels.projection import (
 )
 from fairopt.tolerances import TINY, WEAK
 
-__all__ = [
-    "absolute_scale",
-    "advance",
-    "cell_tilts",
-    "class_sums",
-    "compress",
-    "drop_weak",
-    "excess",
-    "factorise_classes",
-    "gram",
-    "independent",
-    "near",
-    "normals",
-    "reach_of",
-    "row_tilts",
-    "row_values",
-    "tight_sides",
-]
-
 EPS = float(np.finfo(np.float64).eps)
 
 # Squared length, as a share of the class's own, below which a direction is left out of L. What is

@@ -44,39 +44,6 @@ from numba.extending import intrinsic, overload
 from fairopt.kernels.compilation import compiled
 from fairopt.tolerances import TINY, WEAK
 
-__all__ = [
-    "CONTINUE",
-    "CONVERGED",
-    "DONE",
-    "INFEASIBLE",
-    "NOT_FINITE",
-    "OPEN",
-    "SEVERAL",
-    "STALLED",
-    "adjoint",
-    "adjoint_sums",
-    "adjoint_write",
-    "advance",
-    "any_open",
-    "at",
-    "cell_limits",
-    "count",
-    "drop_weak",
-    "evaluate",
-    "excess",
-    "is_open",
-    "new_state",
-    "pair_evaluate",
-    "pair_limits",
-    "pair_write",
-    "reach_of",
-    "scatter",
-    "solve",
-    "sum_rounding",
-    "tight_sides",
-    "write",
-]
-
 CONTINUE, CONVERGED, STALLED, INFEASIBLE, NOT_FINITE = 0, 1, 2, 3, 4
 DONE, SEVERAL, OPEN = 0, 1, 2  # what ``adjoint`` found
 

@@ -83,9 +83,6 @@ from fairopt.kernels.projection import (
 )
 from fairopt.tolerances import TINY
 
-__all__ = ["adjoint_sums", "adjoint_write", "factorise_graph", "reach", "solve"]
-
-
 # ---------------------------------------------------------------------------------------------
 # Passes over the samples
 # ---------------------------------------------------------------------------------------------

@@ -9,8 +9,6 @@ import numpy as np
 
 from fairopt.kernels.compilation import compiled
 
-__all__ = ["cell_entries", "columns", "priced"]
-
 
 @compiled()
 def cell_entries(C, cell, weight):

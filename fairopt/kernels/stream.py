@@ -28,37 +28,6 @@ import numpy as np
 from fairopt.kernels.compilation import compiled
 from fairopt.tolerances import MOST
 
-__all__ = [
-    "AWAY",
-    "BAD_CODE",
-    "BAD_SCORE",
-    "DONE",
-    "FEATURES",
-    "MASS",
-    "MEMORY",
-    "MULTIPLIER",
-    "ROW_SIZE",
-    "SEEN",
-    "SQUARE",
-    "TARGET",
-    "VALUE",
-    "accumulate",
-    "close_batch",
-    "combined",
-    "descend",
-    "evaluate",
-    "loadings",
-    "merge_sums",
-    "open_batch",
-    "positions",
-    "project",
-    "replace_forecast",
-    "stream",
-    "two_sum",
-    "values",
-    "workspace",
-]
-
 # Rows of the sums.
 MASS, VALUE, SQUARE, TARGET, FORECAST, FEATURES = 0, 1, 2, 3, 4, 5
 # Columns of the rows' state.

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["each", "in_parallel"]
-
 Result = TypeVar("Result")
 
 pool: ThreadPoolExecutor | None = None

@@ -23,8 +23,6 @@ from fairopt.programs.solution import Solution
 from fairopt.solving.autograd import solve_detached
 from fairopt.solving.elastic import solve_elastic
 
-__all__ = ["FairnessLayer", "project"]
-
 
 class FairnessLayer(nn.Module):
     """Moves predictions as little as possible so that parity holds, exactly and differentiably.

@@ -11,8 +11,6 @@ from fairopt.formulation.inputs import Bounds, as_batch, both, wide
 from fairopt.notions.catalogue import Constraint
 from fairopt.online.module import OnlineParity, described, numbers
 
-__all__ = ["check_stream", "is_for_stream"]
-
 
 def check_stream(
     online: OnlineParity | None,

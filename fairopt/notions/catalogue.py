@@ -22,23 +22,6 @@ from torch import Tensor
 from fairopt.errors import ProblemError
 from fairopt.notions.functionals import Batch, Compare, Functional, Row, Samples
 
-__all__ = [
-    "Budget",
-    "ConditionalParity",
-    "Constraint",
-    "Covariance",
-    "DemographicParity",
-    "EqualOpportunity",
-    "EqualizedOdds",
-    "ErrorParity",
-    "GroupCalibration",
-    "ImpactRatio",
-    "MeanResidual",
-    "MinimumRate",
-    "Parity",
-    "PredictiveEquality",
-]
-
 Number: TypeAlias = float | Tensor
 Limits: TypeAlias = Number | tuple[Number | None, Number | None]
 

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from fairopt.errors import ProblemError
 
-__all__ = ["Batch", "Functional", "Row", "Samples"]
-
 Compare = Literal["pairwise", "overall", "reference"]
 Key = tuple[str, Any]
 

@@ -20,8 +20,6 @@ from fairopt.notions.catalogue import (
     PredictiveEquality,
 )
 
-__all__ = ["COMPARING", "NOTIONS", "NamedNotion"]
-
 
 @dataclass(frozen=True)
 class NamedNotion:

@@ -12,8 +12,6 @@ from fairopt.online.layout import Arrays, Floats
 from fairopt.online.reading import Samples
 from fairopt.online.state import AWAY, SEEN, State, kernels
 
-__all__ = ["count_batch"]
-
 COUNT = 5  # as how many samples a row counts, in what ``kernels.evaluate`` finds
 
 

@@ -19,8 +19,6 @@ from fairopt.online.state import MULTIPLIER, State
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["History", "Records", "check_history"]
-
 COLUMNS = ("value", "lower", "upper", "excess", "multiplier")
 # From the palette of Okabe and Ito; dashes go on where the colours end.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")

@@ -18,9 +18,6 @@ from fairopt.errors import ProblemError, UnsupportedProblemError
 from fairopt.formulation.template import MOST_CELLS, Plan, Terms, Trace, plan, trace
 from fairopt.notions.catalogue import Constraint
 from fairopt.notions.functionals import OUTCOME, TARGET, Axis, attribute_axis
-from fairopt.tolerances import MOST, MOST_WEIGHT
-
-__all__ = ["MOST", "MOST_WEIGHT", "Layout", "Programme", "labelled", "programme"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

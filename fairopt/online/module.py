@@ -52,8 +52,6 @@ from fairopt.tolerances import MOST
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["Feedback", "OnlineParity"]
-
 Feedback = Literal["pooled", "batch", "hard"]
 
 # The pooled rule's constants; docs/streaming.md says where each comes from. All are pure numbers.

@@ -10,8 +10,6 @@ import numpy as np
 
 from fairopt.errors import ProblemError
 
-__all__ = ["packed", "unpacked"]
-
 
 def packed(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
     """The bytes; arrays in little-endian order."""

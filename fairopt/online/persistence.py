@@ -22,8 +22,6 @@ from fairopt.errors import ProblemError
 from fairopt.online.packing import packed, unpacked
 from fairopt.online.state import ARRAYS, EXTRAS, State
 
-__all__ = ["differences", "read_state", "sweep", "sync_folder", "write_state"]
-
 MAGIC = b"fairopt stream 1\n"
 DIGEST = hashlib.sha256().digest_size
 

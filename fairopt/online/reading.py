@@ -22,17 +22,8 @@ from fairopt.formulation.samples import (
 from fairopt.formulation.template import Plan, plan
 from fairopt.notions.catalogue import Constraint
 from fairopt.notions.functionals import OUTCOME, Axis
-from fairopt.online.layout import (
-    MOST,
-    MOST_WEIGHT,
-    Floats,
-    Integers,
-    Layout,
-    Programme,
-    programme,
-)
-
-__all__ = ["Samples", "UnknownGroup", "forecasts", "read", "read_predictions"]
+from fairopt.online.layout import Floats, Integers, Layout, Programme, programme
+from fairopt.tolerances import MOST, MOST_WEIGHT
 
 UnknownGroup = Literal["add", "raise"]
 

@@ -12,8 +12,6 @@ import numpy as np
 from fairopt.online.layout import Programme
 from fairopt.online.state import PENDING, SAMPLES, State, kernels
 
-__all__ = ["GroupReport", "OnlineReport", "RowReport", "report_of"]
-
 
 @dataclass(frozen=True)
 class GroupReport:

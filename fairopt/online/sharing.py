@@ -32,8 +32,6 @@ from fairopt.online.layout import Layout, Programme, programme
 from fairopt.online.packing import packed, unpacked
 from fairopt.online.state import ARRAYS, AWAY, PENDING, SEEN, State, kernels
 
-__all__ = ["Common", "Part", "meeting", "origin_of", "parts_from", "pooled", "resumed"]
-
 Constraints = tuple[Constraint, ...]
 
 

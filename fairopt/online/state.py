@@ -20,8 +20,6 @@ from fairopt.online.layout import FEATURES, Floats, Integers, Programme
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ARRAYS", "EXTRAS", "State", "kernels"]
-
 # Names, dtypes and shapes of the arrays: K cells, m rows, Q sums.
 ARRAYS = {
     "sums": (np.float64, ("two", "Q", "K")),

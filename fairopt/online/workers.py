@@ -13,8 +13,6 @@ from fairopt.errors import ProblemError
 if TYPE_CHECKING:  # it is missing where torch was built without it
     from torch.distributed import ProcessGroup
 
-__all__ = ["gather"]
-
 
 def gather(data: bytes, process_group: ProcessGroup | None) -> list[bytes]:
     """What each worker of the group passed, in the order of ranks; the same list on each.

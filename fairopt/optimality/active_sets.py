@@ -34,8 +34,6 @@ from fairopt.programs.problem import QP, Problem
 from fairopt.programs.solution import Solution
 from fairopt.tolerances import ROW_PRECISION, ZERO_MULTIPLIER
 
-__all__ = ["Multipliers", "active_set", "bound_sides", "minimum_norm_multipliers", "row_sides"]
-
 
 def active_sides(
     multiplier: Tensor, value: Tensor, low: Tensor, high: Tensor, metric: Tensor

@@ -23,16 +23,6 @@ from fairopt.optimality.refinement import finite
 from fairopt.programs.problem import LP, Problem, SparseRows
 from fairopt.tolerances import MEANT, MEANT_MULTIPLIER, PROOF, PROOF_SUPPORT, RECESSION
 
-__all__ = [
-    "dual_value",
-    "first_proof",
-    "proof_support",
-    "proves_infeasible",
-    "proves_unbounded",
-    "recession_side",
-    "sharpen_proof",
-]
-
 
 def dual_value(problem: Problem, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """D(y) and the sum of the sizes of its terms, both ``(B,)``.

@@ -17,8 +17,6 @@ from fairopt.optimality.linear_systems import least_norm
 from fairopt.optimality.refinement import Point, Refinement, finite
 from fairopt.programs.problem import CellRows, Problem, cell_factor
 
-__all__ = ["CellRefinement", "solve_cells"]
-
 Array = NDArray[np.float64]
 
 

@@ -67,15 +67,6 @@ from fairopt.tolerances import (
     ZERO_MULTIPLIER,
 )
 
-__all__ = [
-    "MinimumNorm",
-    "MultiplierSet",
-    "TightSides",
-    "adjoint_rows",
-    "degenerate_at_bounds",
-    "nearest",
-]
-
 Array = NDArray[np.float64]
 
 

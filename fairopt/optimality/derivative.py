@@ -42,8 +42,6 @@ from fairopt.optimality.linear_systems import Reduced, solve_reduced
 from fairopt.programs.problem import QP, SparseRows
 from fairopt.programs.solution import Solution
 
-__all__ = ["Adjoint", "Gradients", "adjoint", "gradients"]
-
 
 @dataclass(frozen=True)
 class Adjoint:

@@ -23,8 +23,6 @@ from fairopt.programs.problem import LP, Problem
 from fairopt.programs.solution import Solution, Status
 from fairopt.tolerances import EXACT, ROW_PRECISION
 
-__all__ = ["finish", "refine", "refined"]
-
 ROUNDS = 10  # steps from one active set to the next, which may cycle
 ASCENTS = 100  # multipliers dropped one by one; each makes progress
 

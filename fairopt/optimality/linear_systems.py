@@ -21,8 +21,6 @@ from torch import Tensor
 from fairopt.programs.problem import QP, CellRows, Problem, SparseRows
 from fairopt.tolerances import RANK
 
-__all__ = ["Reduced", "has_cells", "least_norm", "lu_factor", "metric", "solve_reduced"]
-
 # torch factors the matrices of a batch in parallel on the CPU, by a routine that is not safe for
 # that: from about 150 rows on the factors are silently wrong, or pivots come out as zero
 # (pytorch issues 141358 and 142815; seen in 2.13). With a margin.
@@ -117,12 +115,7 @@ def has_cells(problem: Problem) -> bool:
 
 
 def solve_dense(
-    problem: QP,
-    active: Tensor,
-    free: Tensor,
-    d: Tensor,
-    right: Tensor,
-    row_right: Tensor | None,
+    problem: QP, active: Tensor, free: Tensor, d: Tensor, right: Tensor, row_right: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """``solve_reduced`` for any P: one symmetric matrix, O((n + m)^3).
 

@@ -24,8 +24,6 @@ from torch import Tensor
 
 from fairopt.tolerances import DEPENDENT, NEWTON, RANK, ZERO_MULTIPLIER
 
-__all__ = ["are_dependent", "minimum_norm", "support"]
-
 STEPS, HALVINGS = 60, 40  # of Newton's method, and of one of its steps
 
 

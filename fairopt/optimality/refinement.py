@@ -25,8 +25,6 @@ from fairopt.programs.problem import LP, Problem, Rows
 from fairopt.programs.solution import gradient
 from fairopt.tolerances import BEYOND, CANCELLED, CLEAR, EXACT, ROUNDING_OF_TERMS, TINY, WEAK
 
-__all__ = ["Point", "Refinement", "clipped", "finite"]
-
 
 @dataclass
 class Point:

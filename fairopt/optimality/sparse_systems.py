@@ -26,8 +26,6 @@ from torch import Tensor
 from fairopt.programs.problem import LP, QP, Problem, SparseRows
 from fairopt.tolerances import EXACT
 
-__all__ = ["csc", "is_convex", "quadratic", "solve_sparse"]
-
 Array = NDArray[Any]
 
 # Of matrices with a unit diagonal and unit rows. Larger, and small eigenvalues take many steps;

@@ -28,8 +28,6 @@ from fairopt.programs.problem import (
     unchecked,
 )
 
-__all__ = ["BlockRows"]
-
 MOST_DENSE = 2**27  # elements of a dense matrix: 1 GiB
 
 

@@ -28,8 +28,6 @@ from torch import Tensor
 
 from fairopt.programs.problem import CellRows, cell_factor, chosen, unchecked
 
-__all__ = ["PartitionedRows", "Partitions"]
-
 
 @dataclass(frozen=True, eq=False)
 class Partitions:

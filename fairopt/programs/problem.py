@@ -23,8 +23,6 @@ from torch import Tensor
 
 from fairopt.errors import ProblemError
 
-__all__ = ["LP", "QP", "CellRows", "DenseRows", "Problem", "Rows", "SparseRows"]
-
 Kind = TypeVar("Kind")
 AnyProblem = TypeVar("AnyProblem", bound="QP | LP")
 

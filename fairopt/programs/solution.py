@@ -13,8 +13,6 @@ from torch import Tensor
 from fairopt.programs.problem import LP, QP, Problem, Rows, row_name, unchecked
 from fairopt.tolerances import ROW_PRECISION, TINY, WEAK
 
-__all__ = ["Residuals", "Solution", "Status", "residuals"]
-
 
 class Status(enum.Enum):
     """How a solve ended; the value says it in words, with the remedy."""

@@ -46,8 +46,6 @@ from fairopt.programs.problem import (
     unchecked,
 )
 
-__all__ = ["load_problem", "save_problem"]
-
 FORMAT = "fairopt problem"
 VERSION = 1
 

@@ -29,8 +29,6 @@ from fairopt.programs.solution import Solution, Status
 from fairopt.solving.conflicts import explain
 from fairopt.tolerances import ROW_PRECISION
 
-__all__ = ["solve"]
-
 # How far from optimal, in our other residuals, an answer may be.
 OPTIMALITY = {torch.float64: 1e-6, torch.float32: 1e-4}
 

@@ -24,8 +24,6 @@ from torch import Tensor
 from fairopt.programs.problem import LP, QP, CellRows, DenseRows, Problem, unchecked
 from fairopt.programs.solution import Solution, Status
 
-__all__ = ["Optimum", "Project", "Reach", "linear_optimum", "points", "proof_rows", "reach", "told"]
-
 # A solver of strictly convex QPs with diagonal P and dense rows, on the CPU, in float64.
 Project: TypeAlias = Callable[[QP], Solution]
 

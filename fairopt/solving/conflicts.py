@@ -41,8 +41,6 @@ from fairopt.solving.cell_means import (
     told,
 )
 
-__all__ = ["explain"]
-
 # Sets of rows to try at most, and how much of A times sets: 4095 sets are all those of 12 rows.
 MOST_SETS = 4095
 MOST_WORK = 4e8

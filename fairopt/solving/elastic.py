@@ -61,8 +61,6 @@ from fairopt.solving.cell_means import (
 from fairopt.solving.conflicts import is_small
 from fairopt.tolerances import ROW_PRECISION
 
-__all__ = ["confined", "least_violation", "solve_elastic"]
-
 # A multiplier within this share of its limit is that limit but for rounding.
 ROUNDING = 1e-9
 # One that is this small beside the others, on rows of unit length, is zero; so is a sum of terms

@@ -13,8 +13,6 @@ from fairopt.programs.problem import Problem
 from fairopt.testing.failing import Failing, failing
 from fairopt.testing.known import Recipe, draw, recipes
 
-__all__ = ["CASES", "FORMS", "everything", "general_recipes", "known_recipes"]
-
 FORMS = {
     "quadratic": {"diagonal", "dense", "sparse"},
     "rows": {"blocks", "cells", "dense", "sparse"},

@@ -56,8 +56,6 @@ from fairopt.testing.known import Recipe, draw
 from fairopt.testing.parity import in_closed_form, parity
 from fairopt.tolerances import GRADIENT_AGREEMENT
 
-__all__ = ["BackendContract"]
-
 THREADS, ROUNDS = 4, 4
 ERRORS: dict[Status, type[FairoptError]] = {
     Status.INFEASIBLE: InfeasibleError,

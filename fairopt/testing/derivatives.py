@@ -11,8 +11,6 @@ from torch import Tensor
 from fairopt.programs.problem import QP, SparseRows
 from fairopt.testing.known import Known, reference
 
-__all__ = ["cotangent", "derivative", "directions", "parameter_names"]
-
 
 def numbers(known: Known) -> torch.Generator:
     return torch.Generator().manual_seed(known.x.numel())

@@ -12,8 +12,6 @@ from fairopt.programs.problem import LP, QP, Problem
 from fairopt.programs.solution import Status
 from fairopt.testing.known import as_quadratic, as_rows
 
-__all__ = ["Failing", "failing", "proves_infeasible"]
-
 INF = float("inf")
 
 

@@ -19,11 +19,6 @@ from fairopt.testing.failing import Failing
 from fairopt.testing.known import Known, Recipe, draw
 from fairopt.tolerances import AGREEMENT, ROW_PRECISION
 
-__all__ = [
-    "agrees", "answer", "data", "distance", "expect", "fail", "precise", "refusals", "well_formed",
-    "words",
-]  # fmt: skip
-
 
 def fail(message: str) -> NoReturn:
     """Fail the test, without a traceback of ours."""

@@ -21,8 +21,6 @@ from torch import Tensor
 
 from fairopt.programs.problem import LP, QP, CellRows, DenseRows, Problem, Rows, SparseRows
 
-__all__ = ["Known", "Recipe", "as_quadratic", "as_rows", "draw", "recipes", "reference"]
-
 # How the rows stand at the solution; "only" means that the other side is infinite.
 ACTIVE = {"equal": 0, "upper": 1, "upper only": 1, "lower": -1, "lower only": -1}
 SIDES = ("equal", "upper", "lower only", "inside", "inside only", "free")

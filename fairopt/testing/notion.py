@@ -20,8 +20,6 @@ from fairopt.notions.catalogue import Constraint
 from fairopt.programs.problem import QP
 from fairopt.tolerances import SAME
 
-__all__ = ["check_notion"]
-
 
 def check_notion(
     notion: Constraint,

@@ -13,8 +13,6 @@ from fairopt.notions.catalogue import DemographicParity
 from fairopt.testing.judging import distance, expect
 from fairopt.tolerances import AGREEMENT, GRADIENT_AGREEMENT
 
-__all__ = ["in_closed_form", "parity"]
-
 GROUPS = torch.tensor([0, 1, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1])
 TOLERANCE = 0.05
 

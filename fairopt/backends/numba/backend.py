@@ -31,8 +31,6 @@ from fairopt.programs.problem import QP, CellRows, Problem, cell_factor, uncheck
 from fairopt.programs.solution import Solution, Status
 from fairopt.tolerances import ROW_PRECISION
 
-__all__ = ["Numba"]
-
 Array = NDArray[Any]
 
 # Below this many samples a second thread costs more than it brings: a pass over a million takes
@@ -223,13 +221,7 @@ class Numba(Backend):
 
 
 def solve_parallel(
-    data: Data,
-    workers: int,
-    precision: float,
-    x: Array,
-    y: Array,
-    tilts: Array,
-    tight: Array,
+    data: Data, workers: int, precision: float, x: Array, y: Array, tilts: Array, tight: Array
 ) -> tuple[int, int, float]:
     """One large problem: every pass split over the threads, the small algebra in one."""
     fixed = data.constants

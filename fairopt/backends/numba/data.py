@@ -18,8 +18,6 @@ from fairopt.programs.partitioned_rows import PartitionedRows
 from fairopt.programs.problem import QP, CellRows, is_uniform
 from fairopt.programs.solution import Status
 
-__all__ = ["Constants", "Data", "as_numpy", "by_cells", "outcomes"]
-
 Array = NDArray[Any]
 
 
@@ -139,8 +137,7 @@ def by_cells(
             return a
         out = np.empty_like(a)
         each(
-            workers,
-            lambda c: kernels.scatter(a, cell, cut[c], cut[c + 1], position[c].copy(), out),
+            workers, lambda c: kernels.scatter(a, cell, cut[c], cut[c + 1], position[c].copy(), out)
         )
         return out
 

@@ -30,8 +30,6 @@ from fairopt.programs.problem import QP, unchecked
 from fairopt.programs.solution import Status
 from fairopt.tolerances import ROW_PRECISION
 
-__all__ = ["Many"]
-
 Array = NDArray[Any]
 
 # Where the rank is plain. Squared lengths, as shares of a class's own; and lengths, of unit rows.

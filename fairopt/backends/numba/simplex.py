@@ -22,8 +22,6 @@ from fairopt.programs.problem import QP, compact, is_uniform, unchecked
 from fairopt.programs.solution import Solution, Status
 from fairopt.tolerances import ROW_PRECISION
 
-__all__ = ["solve_blocks", "vjp_blocks"]
-
 Array = NDArray[Any]
 
 

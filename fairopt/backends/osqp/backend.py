@@ -37,8 +37,6 @@ from fairopt.programs.problem import QP, Problem, SparseRows
 from fairopt.programs.solution import Solution, Status
 from fairopt.tolerances import OSQP_CERTIFICATE, ROW_PRECISION
 
-__all__ = ["OSQP"]
-
 Array = NDArray[Any]
 
 KEPT = 16  # idle workspaces; one holds about ten copies of the problem's entries

@@ -22,8 +22,6 @@ from torch import Tensor
 from fairopt.kernels.sparse_columns import cell_entries, columns, priced
 from fairopt.programs.problem import QP, CellRows, DenseRows, SparseRows
 
-__all__ = ["Pattern", "Scaled", "Standard"]
-
 Array = NDArray[Any]
 
 

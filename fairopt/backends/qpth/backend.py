@@ -47,8 +47,6 @@ from fairopt.programs.problem import LP, Problem
 from fairopt.programs.solution import Solution, Status, row_excess
 from fairopt.tolerances import FEASIBLE, QPTH_AIM, QPTH_ENOUGH, ROW_PRECISION
 
-__all__ = ["QPTH"]
-
 # The weight of the proximal term, relative to the curvature, in each attempt. A singular P needs
 # one: the smaller, the further it moves and the worse its condition. For a definite P, with the
 # minimum without constraints perhaps very far from narrow bounds, a large one sees what is near.
@@ -237,9 +235,7 @@ class Attempts:
         return where, select(self.problem, where)
 
     def run(
-        self,
-        counts: range,
-        settled: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        self, counts: range, settled: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     ) -> None:
         """Attempts number ``counts``; what our residuals accept is no longer among them.
 

@@ -26,8 +26,6 @@ from fairopt.backends.qpth.standard_form import linear_term, matrix, quadratic
 from fairopt.optimality.certificates import first_proof, recession_side, sharpen_proof
 from fairopt.programs.problem import QP, DenseRows, Problem, unchecked
 
-__all__ = ["elastic", "proof", "recession"]
-
 # Rows that push with at least these shares of the hardest push are tried as a proof of their own.
 LEADING = (5e-1, 1e-1, 1e-2, 1e-3, 0.0)
 

@@ -29,8 +29,6 @@ from torch import Tensor
 from fairopt.programs.problem import LP, QP, DenseRows, Problem, SparseRows, unchecked
 from fairopt.tolerances import QPTH_PIVOT, QPTH_RANK
 
-__all__ = ["DEFINITE", "NONCONVEX", "SINGULAR", "Standard", "curvature", "select", "to_dense"]
-
 # What ``curvature`` finds.
 DEFINITE, SINGULAR, NONCONVEX = 0, 1, 2
 

@@ -11,12 +11,4 @@ from fairopt.cli.records.formats import Columns, Refusal
 from fairopt.cli.records.outputs import FileOutput, Output, PipeOutput
 from fairopt.cli.records.session import Session
 
-__all__ = [
-    "Columns",
-    "FileOutput",
-    "Output",
-    "PipeOutput",
-    "Refusal",
-    "Session",
-    "Source",
-]
+__all__ = ["Columns", "FileOutput", "Output", "PipeOutput", "Refusal", "Session", "Source"]

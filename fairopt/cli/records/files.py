@@ -13,8 +13,6 @@ from typing import Protocol
 
 from fairopt.errors import ProblemError
 
-__all__ = ["NOTHING", "Mark", "Readable", "Source", "compare", "locked"]
-
 BLOCK = 1 << 18
 LONGEST_LINE = 1 << 24
 

@@ -15,18 +15,6 @@ from typing import Any, Literal, Protocol
 
 from fairopt.errors import ProblemError
 
-__all__ = [
-    "Columns",
-    "CsvLines",
-    "Format",
-    "JsonLines",
-    "Lines",
-    "Records",
-    "Refusal",
-    "read",
-    "shown",
-]
-
 Format = Literal["csv", "jsonl"]
 
 

@@ -16,8 +16,6 @@ from fairopt.cli.records.files import BLOCK, NOTHING, Mark, compare
 from fairopt.errors import ProblemError
 from fairopt.online.persistence import sync_folder
 
-__all__ = ["FileOutput", "Output", "PipeOutput", "Written"]
-
 
 @dataclass(frozen=True)
 class Written:

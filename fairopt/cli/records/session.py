@@ -39,8 +39,6 @@ from fairopt.online.module import OnlineParity
 from fairopt.online.persistence import differences, sweep
 from fairopt.online.report import OnlineReport
 
-__all__ = ["CHUNK", "Session"]
-
 CHUNK = 8192
 SERVED, OBSERVED = "served", "observed"
 

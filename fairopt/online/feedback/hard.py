@@ -14,8 +14,6 @@ from fairopt.online.layout import Arrays, Floats
 from fairopt.online.reading import Samples
 from fairopt.online.state import State, kernels
 
-__all__ = ["Opened", "hard_batch"]
-
 # Each round of the method of multipliers divides the violation by about this.
 PRICE = 1e4
 ROUNDS = 30

@@ -24,8 +24,6 @@ from fairopt.online.state import BATCHES, State, kernels
 from fairopt.programs.problem import QP, DenseRows
 from fairopt.solving.autograd import solve
 
-__all__ = ["answer", "paper_batch", "theorem"]
-
 PROXIMAL_STEPS = 60
 
 
