@@ -35,6 +35,7 @@ from torch import Tensor
 
 from fairopt.errors import ConvergenceError, ProblemError
 from fairopt.optimality.finishing import refine
+from fairopt.optimality.refinement import clipped
 from fairopt.programs.problem import (
     LP,
     QP,
@@ -103,7 +104,7 @@ def linear_program(objective: Objective, stated: Stated) -> tuple[LP, Read | Non
     if objective == "utility":
         return greatest_utility(stated), None
     scores, lower, upper = (t.double() for t in (stated.scores, stated.lower, stated.upper))
-    center = torch.clamp(scores, lower, upper)
+    center = clipped(scores, lower, upper)
     if objective == "l1":
         return least_total_change(stated, center), Reader(stated, center, signs=(1, -1))
     return least_largest_change(stated, center), Reader(stated, center, signs=(1,))
@@ -260,7 +261,7 @@ class Reader:
         x = self.center
         for j, sign in enumerate(self.signs):
             x = x + sign * z[:, j * n : (j + 1) * n]
-        x = torch.clamp(x, stated.lower.double(), stated.upper.double())
+        x = clipped(x, stated.lower.double(), stated.upper.double())
         dtype = stated.scores.dtype
         if not bool((self.excess(x.to(dtype)) <= ROW_PRECISION[dtype]).all()):
             x = self.nearest(x.detach()) + (x - x.detach())  # the history of the one, zero in value

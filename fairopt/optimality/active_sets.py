@@ -7,8 +7,8 @@ the same for bounds. The rule needs no threshold, and it is right also at a solv
 A weakly active row or bound (its multiplier is zero but for rounding, and so is its slack) counts
 as inactive, in every backend: the gradient passes as if the side were not there. This is one
 element of the generalised Jacobian. For a single bound it means d clip(s, lb, ub) / ds = 1 at
-s = lb and at s = ub; ``torch.clamp`` has had either convention, depending on its version, and does
-not define ours.
+s = lb and at s = ub (``optimality.refinement.clipped``). ``torch.clamp`` has had either convention,
+depending on its version, and does not define ours.
 
 Where several multipliers belong to x the minimum-norm one decides (``optimality.minimum_norm``;
 jointly with the bounds, ``optimality.degenerate_bounds``).

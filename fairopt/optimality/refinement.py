@@ -205,5 +205,9 @@ def finite(tensor: Tensor) -> Tensor:
 
 
 def clipped(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """x inside the bounds; NaN stays NaN."""
-    return torch.minimum(torch.maximum(x, lower), upper)
+    """x inside the bounds; NaN stays NaN.
+
+    At a bound the derivative is 1 by x and 0 by the bound: a weakly active bound counts as
+    inactive. That of ``torch.clamp`` depends on the version of torch (by x it is 1 up to 2.13).
+    """
+    return torch.where(x < lower, lower, torch.where(x > upper, upper, x))
