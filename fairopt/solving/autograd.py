@@ -77,21 +77,21 @@ def solve_detached(
     elif smoothing:
         raise ProblemError("smoothing: a QP needs none; give it a larger P instead")
     solvers = choose(problem, backend, options or {})
-    tensors = problem.tensors
+    tensors, plain = problem.tensors, problem.detach()
     if center is not None:
         tensors = (tensors[0], center, *tensors[2:])
     shape = tensors[1].shape
     needed = tuple([tensor.requires_grad for tensor in tensors])
     if not torch.is_grad_enabled() or True not in needed:
-        solution = first(solvers, problem.detach())[1]
+        solution = first(solvers, plain)[1]
         return solution.x if center is None else solution.x.view(shape), solution
-    if isinstance(problem, LP):
+    if isinstance(plain, LP):
         raise NotDifferentiableError(
             "the solution of a linear program is piecewise constant in its cost; pass "
             "smoothing=... (a positive number) to differentiate it, or solve it under "
             "torch.no_grad()"
         )
-    call = Call(solvers, problem.detach(), needed, shape, center is not None)
+    call = Call(solvers, plain, needed, shape, center is not None)
     x: Tensor = Solve.apply(call, *[t for t in tensors if t.requires_grad])  # type: ignore[no-untyped-call]
     assert call.solution is not None
     return x, call.solution
@@ -110,8 +110,10 @@ def choose(problem: Problem, backend: str | Backend, options: dict[str, Any]) ->
         if options:
             raise ProblemError('options: expected none with backend="auto"; name the backend')
         return able(problem)
-    else:
+    elif options or backend not in backends.loaded:
         backend = backends.get(backend, **options)
+    else:
+        backend = backends.loaded[backend]
     if isinstance(problem, LP) or problem.memo is None:
         backend.check(problem)
     elif backend not in problem.memo:
@@ -298,7 +300,11 @@ class Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, *tensors: Tensor) -> Tensor:
         call.solver, call.solution = first(call.solvers, call.problem)
-        ctx.call, ctx.versions = call, versions(call)
+        problem = call.problem
+        # Without ``memo`` the other tensors are somebody's, too.
+        data = (problem.q,) if problem.memo is not None else problem.tensors
+        ctx.call, ctx.read = call, (*data, *problem.rows.structure, call.solution.x)
+        ctx.versions = versions(ctx.read)
         return call.solution.x.view(call.shape)  # another tensor: what ctx holds must not be it
 
     @staticmethod
@@ -313,7 +319,7 @@ def pull_back(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
     call: Call = ctx.call
     assert call.solver is not None
     assert call.solution is not None
-    if versions(call) != ctx.versions:
+    if versions(ctx.read) != ctx.versions:
         raise RuntimeError(
             "a tensor of the problem, or its solution, was modified by an inplace operation "
             "between solve and backward, which needs it as it was; modify a clone instead"
@@ -324,10 +330,11 @@ def pull_back(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
     adjoint = call.solver.vjp(problem, solution, grad_x)
     if call.needed.count(True) == 1 and call.needed[1]:  # the usual case: only the scores
         given: list[Tensor | None] = [adjoint.v]
+        wanted = [problem.q]
     else:
         found = gradients(problem, solution, grad_x, adjoint, call.needed).flat
         given = [g for g, need in zip(found, call.needed, strict=False) if need]
-    wanted = [t for t, need in zip(problem.tensors, call.needed, strict=True) if need]
+        wanted = [t for t, need in zip(problem.tensors, call.needed, strict=True) if need]
     for i, (g, t) in enumerate(zip(given, wanted, strict=True)):
         if g is not None and g.dtype != t.dtype:
             given[i] = g.to(t.dtype)
@@ -339,15 +346,9 @@ def pull_back(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
     return None, *given
 
 
-def versions(call: Call) -> list[int]:
-    """How often each tensor that the backward reads was modified in place.
+def versions(tensors: tuple[Tensor, ...]) -> list[int]:
+    """How often each was modified in place.
 
     What ``save_for_backward`` compares; that costs a microsecond per tensor.
     """
-    assert call.solution is not None
-    problem = call.problem
-    data = problem.tensors if problem.memo is None else (problem.q,)  # the others are nobody's
-    return [
-        0 if tensor.is_inference() else tensor._version
-        for tensor in (*data, *problem.rows.structure, call.solution.x)
-    ]
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]

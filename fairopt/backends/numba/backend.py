@@ -79,7 +79,7 @@ class Numba(Backend):
             workers = self.workers(*problem.q.shape)
             return solve_blocks(problem, self.name, workers)
         begun = time.perf_counter()
-        _, m, n = problem.shape
+        m, n = problem.l.shape[1], problem.q.shape[1]
         if m > max(n, MOST_ROWS) and not isinstance(problem.rows, CellRows):
             raise UnsupportedProblemError(
                 f"backend 'numba' is for few rows; expected at most {max(n, MOST_ROWS)} in dense "
