@@ -175,7 +175,7 @@ def test_weighted_jacobian_is_a_projection_in_the_metric_of_the_weights() -> Non
 
 @pytest.mark.parametrize("objective", ["l2", "l1", "linf"])
 def test_weakly_active_bound_counts_as_inactive(objective: str) -> None:
-    """At s = 0 and at s = 1, the bounds, dx/ds is 1, and 0 by the bound; torch has no part in it."""
+    """At the bounds, s = 0 and s = 1, dx/ds is 1, and 0 by the bound, whatever torch.clamp does."""
     scores = torch.tensor([0.0, 1.0, 0.5, -0.1, 1.1], dtype=torch.float64, requires_grad=True)
     lower = torch.zeros(5, dtype=torch.float64, requires_grad=True)
     upper = torch.ones(5, dtype=torch.float64, requires_grad=True)
