@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairopt.backends.numba.data import Constants, Data, as_numpy, by_cells, outcomes
+from fairopt.kernels import combinations
 from fairopt.kernels import partitions as classes
 from fairopt.kernels import projection as kernels
 from fairopt.kernels.memory import empty
@@ -232,7 +233,7 @@ class Many:
         # Twice, the second time for what is left: R^T R alone would square the condition.
         triangle = torch.from_numpy(R)
         for _ in range(2):
-            classes.class_sums(self.member, s + h * shift, sums)
+            combinations.class_sums(self.member, s + h * shift, sums)
             classes.row_values(end, of, value, sums, values)
             right = torch.from_numpy(-values[W] / length[W]).unsqueeze(-1)
             half = torch.linalg.solve_triangular(triangle.mT, right, upper=False)
