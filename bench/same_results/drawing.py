@@ -178,6 +178,8 @@ def draw_notion(draw: Draw, samples: Samples, kind: type[Constraint] | None = No
         return ConditionalParity(tolerance, on, draw.one("pairwise", "overall"), given=names[-1])
     if draw.chance(0.1) and isinstance(on, str):
         return kind(tolerance, on, "reference", reference=0)
+    if draw.chance(0.1) and isinstance(on, tuple):
+        return kind(tolerance, on, "reference", reference=(0,) * len(on))
     return kind(tolerance, on, draw.one("pairwise", "pairwise", "overall"))
 
 

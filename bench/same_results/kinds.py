@@ -10,10 +10,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from counted import (
+    FairnessLayer,
+    OnlineParity,
+    StratifiedBatchSampler,
+    audit,
+    backend_of,
+    cross_validate,
+    formulate,
+    project,
+    solve,
+)
 from drawing import PARITY, Draw, bare, draw_notions, draw_samples, draw_scores
 from record import Record, keep_gradients, keep_problem, keep_solution
 from torch import Tensor
 
+import fairopt
 from fairopt import (
     LP,
     QP,
@@ -25,22 +37,14 @@ from fairopt import (
     DemographicParity,
     DenseRows,
     EqualizedOdds,
-    FairnessLayer,
     GroupCalibration,
     ImpactRatio,
     MinimumRate,
-    OnlineParity,
     Rows,
     SparseRows,
-    StratifiedBatchSampler,
-    audit,
-    cross_validate,
-    formulate,
     load_problem,
-    project,
     residuals,
     save_problem,
-    solve,
 )
 
 
@@ -64,7 +68,7 @@ def layer(draw: Draw, record: Record) -> None:
     formulated = {k: v for k, v in options.items() if k != "elastic"}
     problem = formulate(notions, samples.scores, groups, samples.targets, **formulated, **rest)
     keep_problem(record, problem)
-    module = FairnessLayer(notions, backend=backend, **options)
+    module = FairnessLayer(notions, backend=draw_backend(draw, backend), **options)
     x = module(samples.scores, groups, samples.targets, **rest)
     record.add("x", x)
     assert module.last is not None
@@ -73,6 +77,19 @@ def layer(draw: Draw, record: Record) -> None:
     if draw.chance(0.3):
         again = module(samples.scores, groups, samples.targets, **rest)
         record.add("again", again)
+
+
+def draw_backend(draw: Draw, name: str) -> Any:
+    """The backend by its name, or now and then with options of its own."""
+    if name == "auto" or draw.chance(0.5):
+        return name
+    options: dict[str, Any] = {
+        "numba": {"threads": draw.one(None, 1, 2)},
+        "osqp": {"eps": draw.one(1e-6, 1e-8), "threads": draw.one(None, 1, 2)},
+        "qpth": {"eps": draw.one(1e-9, 1e-11), "max_iter": draw.one(40, 80)},
+        "highs": {"method": draw.one("simplex", "interior-point"), "presolve": draw.chance(0.5)},
+    }[name]
+    return backend_of(name, **options)
 
 
 def layer_two_groups(draw: Draw, record: Record) -> None:
@@ -118,7 +135,9 @@ def objectives(draw: Draw, record: Record) -> None:
             **options,
         ),
     )  # fmt: skip
-    module = FairnessLayer(notions, backend=backend, smoothing=smoothing, **options)
+    module = FairnessLayer(
+        notions, backend=draw_backend(draw, backend), smoothing=smoothing, **options
+    )
     x = module(samples.scores, samples.groups, samples.targets, weights=samples.weights)
     record.add("x", x)
     assert module.last is not None
@@ -158,7 +177,11 @@ def multi_class(draw: Draw, record: Record) -> None:
         record,
         formulate(notion, scores, groups, targets, bounds=(0, 1), classes=classes, weights=weights),
     )
-    module = FairnessLayer(notion, bounds=(0, 1), classes=classes, backend=backend)
+    module = FairnessLayer(
+        notion, bounds=(0, 1), classes=classes, backend=draw_backend(draw, backend),
+        missing_group=draw.one("skip", "skip", "raise"),
+        group_counts=draw.one(None, None, {"sex": 4}),
+    )  # fmt: skip
     x = module(scores, groups, targets, weights=weights)
     record.add("x", x)
     assert module.last is not None
@@ -262,7 +285,7 @@ def general(draw: Draw, record: Record) -> None:
         path = Path(folder) / "problem.npz"
         save_problem(problem, path)
         keep_problem(record, load_problem(path), "stored")
-    solution = solve(problem, backend=backend, **options)
+    solution = solve(problem, backend=draw_backend(draw, backend), **options)
     keep_solution(record, solution)
     judged = residuals(
         solution.problem, solution.x.detach(), solution.row_dual, solution.bound_dual
@@ -383,7 +406,7 @@ def streams(draw: Draw, record: Record) -> None:
     keep_stream(record, again, "reset")
 
 
-def keep_stream(record: Record, stream: OnlineParity, name: str) -> None:
+def keep_stream(record: Record, stream: fairopt.OnlineParity, name: str) -> None:
     record.add(f"{name}.report", stream.report().to_dict())
     if stream.history is not None:
         record.add(f"{name}.history", stream.history.to_dict())
@@ -414,13 +437,15 @@ def audits(draw: Draw, record: Record) -> None:
     rest = {"weights": None if samples.weights is None else samples.weights.detach()}
     found = audit(
         predictions, samples.groups, notions, samples.targets.detach(),
-        scores=draw.one(None, predictions * 0.9), **rest,
+        scores=draw.one(None, predictions * 0.9),
+        group_counts=draw.one(None, None, {"sex": 9}), **rest,
     )  # fmt: skip
     record.add("audit", found.to_dict())
     record.add("text", str(found))
     x = project(
         samples.scores, samples.groups, notions, samples.targets, bounds=samples.bounds,
-        elastic=True, weights=samples.weights,
+        elastic=True, weights=samples.weights, missing_group=draw.one("skip", "skip", "raise"),
+        group_counts=draw.one(None, None, {"sex": 9}),
     )  # fmt: skip
     record.add("x", x)
     found = audit(
@@ -448,6 +473,15 @@ def agreements(draw: Draw, record: Record) -> None:
             bounds=samples.bounds,
         )  # fmt: skip
         options["finite_differences"] = draw.chance(0.2)
+        options["cotangents"] = draw.one(3, 1)
+        options["tolerance"] = draw.one(None, None, 1e-3)
+        options["gradient_tolerance"] = draw.one(None, None, 1e-3)
+    options["reference"] = draw.one(None, None, "numba", "osqp")
+    options["backends"] = draw.one(None, None, ["numba", "osqp"])
+    if isinstance(problem, LP):
+        options["reference"] = options["backends"] = None
+    if draw.chance(0.2):
+        options["seed"] = 1
         if draw.chance(0.5):
             options["inputs"] = {"scores": samples.scores}
     found = cross_validate(problem, repeats=0, **options)
@@ -466,7 +500,9 @@ def samplers(draw: Draw, record: Record) -> None:
     groups = {
         name: torch.from_numpy(draw.rng.integers(0, draw.one(2, 3), n)) for name in ("sex", "race")
     }
-    sampler = StratifiedBatchSampler(groups, draw.one(8, 16), seed=3, drop_last=draw.chance(0.5))
+    sampler = StratifiedBatchSampler(
+        groups, draw.one(8, 16), seed=3, drop_last=draw.chance(0.5), shuffle=draw.chance(0.8)
+    )
     for epoch in range(2):
         record.add(f"epoch {epoch}", list(sampler))
 

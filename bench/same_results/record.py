@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from counted import SEEN
 from torch import Tensor
 
 from fairopt import LP, QP, InfeasibleError, Solution, SolveError
@@ -54,6 +55,14 @@ class Record:
         self.index[name] = (kind, list(shape), len(self.data), len(raw))
         self.data += raw
 
+    def join(self, index: Mapping[str, tuple[str, list[int], int, int]], data: bytes) -> None:
+        """Append what another record holds."""
+        first = len(self.data)
+        self.index |= {
+            k: (kind, shape, first + at, size) for k, (kind, shape, at, size) in index.items()
+        }
+        self.data += data
+
     def save(self, path: Path) -> None:
         with path.open("wb") as file:
             np.savez_compressed(
@@ -81,6 +90,11 @@ HALF = (torch.float16, torch.bfloat16)
 
 def keep_solution(record: Record, solution: Solution, name: str = "solution") -> None:
     """Everything a solution says but its time."""
+    SEEN["solutions", "backend", solution.backend] += 1
+    SEEN["solutions", "dtype", str(solution.x.dtype)] += 1
+    SEEN["solutions", "rows", type(solution.problem.rows).__name__] += 1
+    for status in solution.status:
+        SEEN["solutions", "status", status.name] += 1
     record.add(f"{name}.x", solution.x)
     record.add(f"{name}.row_dual", solution.row_dual)
     record.add(f"{name}.bound_dual", solution.bound_dual)
@@ -95,6 +109,7 @@ def keep_solution(record: Record, solution: Solution, name: str = "solution") ->
 
 def keep_error(record: Record, error: Exception) -> None:
     """Type, message, and what the error carries."""
+    SEEN["errors", "type", type(error).__name__] += 1
     record.add("error.type", type(error).__name__)
     record.add("error.message", str(error))
     if isinstance(error, SolveError):
