@@ -20,7 +20,7 @@ from bench.problems import able
 from fairopt.backends import Backend
 from fairopt.datasets import Adult, Split, load_adult
 from fairopt.demo import Settings as DemoSettings
-from fairopt.demo.training import BOUNDS, batches_of, layer_of, network, notions_of
+from fairopt.demo.training import BOUNDS, batches_of, layer_of, network
 from fairopt.formulation.program import formulate
 
 STEPS = 20
@@ -94,7 +94,7 @@ def capable(adult: Adult, batch_size: int = BATCH_SIZE) -> tuple[str, ...]:
     """The installed backends that solve what the layer asks, in the order of ``"auto"``."""
     batch = next(batches(adult.train, batch_size, 0))
     return able(
-        formulate(notions_of(DemoSettings(), TOLERANCE), batch.targets, batch.groups, bounds=BOUNDS)
+        formulate(DemoSettings().constraints(TOLERANCE), batch.targets, batch.groups, bounds=BOUNDS)
     )
 
 

@@ -69,7 +69,7 @@ class Conflict:
     tolerances: tuple[float, ...]
 
     def __str__(self) -> str:
-        shown = ", ".join(f"'{row}'" for row in self.rows[:8]) + (", ..." * (len(self.rows) > 8))
+        shown = listed(self.rows)
         if self.factor is None:
             return (
                 f"the rows in conflict are {shown}; no multiple of the tolerances would do, but "
@@ -81,6 +81,11 @@ class Conflict:
             f"the rows in conflict are {shown}; {up(self.factor)} times the tolerances would "
             f"do{example}"
         )
+
+
+def listed(rows: tuple[str, ...]) -> str:
+    """The first eight names in quotes."""
+    return ", ".join(f"'{row}'" for row in rows[:8]) + ", ..." * (len(rows) > 8)
 
 
 def up(number: float) -> str:
@@ -142,8 +147,7 @@ class InfeasibleError(SolveError):
     def __str__(self) -> str:
         if self.conflict is not None:
             return f"{super().__str__()}; {self.conflict}"
-        shown = ", ".join(f"'{row}'" for row in self._rows[:8]) + ", ..." * (len(self._rows) > 8)
-        return f"{super().__str__()}; the rows in conflict are {shown or 'not known'}"
+        return f"{super().__str__()}; the rows in conflict are {listed(self._rows) or 'not known'}"
 
 
 class UnboundedError(SolveError):

@@ -4,36 +4,15 @@ A parity guarantee that holds on every batch says something about the pooled pre
 groups have the same proportions in every batch; and a group that is missing from a batch is not
 constrained there at all. ``StratifiedBatchSampler`` arranges both as well as whole samples allow.
 
-Construction, and why it is exact
----------------------------------
-Let N samples fall into strata (the occupied combinations of all attributes) of sizes N_s, and let
-the batches have sizes b_k, with sum N when nothing is dropped: K full ones of size b and a
-remainder of size r < b. The exact share of stratum s in batch k is e = N_s·b_k/N.
+All samples are laid out in one row, stratum after stratum, N of them in all, for K full batches of
+size b and a remainder of size r < b.
 
-All samples are laid out in one row, stratum after stratum.
+1.  The remainder takes the positions ⌊(j·N + o)/r⌋ for j = 0..r−1, with any offset 0 ≤ o < N.
+2.  The other K·b positions, counted anew from 0, go to full batch (position mod K).
 
-1.  The remainder takes the positions ⌊(j·N + o)/r⌋ for j = 0..r−1, with any offset 0 ≤ o < N. A run
-    of L neighbouring positions contains as many of these as a half-open interval of length L·r/N
-    contains integers: ⌊L·r/N⌋ or ⌈L·r/N⌉.
-2.  The other K·b positions, counted anew from 0, go to full batch (position mod K). A run of L'
-    neighbouring ones contributes ⌊L'/K⌋ or ⌈L'/K⌉ to each.
-
-Claim: a run of L positions gives ⌊e⌋ or ⌈e⌉ samples to *every* batch, e = L·b_k/N being its exact
-share, and so is less than 1 away from it. For the remainder this is step 1. For a full batch write
-e = I + φ, and the remainder's share L·r/N = J + ψ, with integers I, J and 0 ≤ φ, ψ < 1. Since
-L = K·e + L·r/N is an integer, so is Z = K·φ + ψ, and 0 ≤ Z < K + 1, so Z ≤ K. The remainder took
-J + t samples with t ∈ {0, 1}, and t = 1 only if ψ > 0, which implies Z ≥ 1. The full batches share
-L' = K·I + Z − t samples, and 0 ≤ Z − t ≤ K, so each gets I or I + 1. If φ = 0, then Z = ψ < 1, so
-Z = t = 0 and each gets I = e exactly. ∎
-
-Which runs matter? Strata are laid out in the order of a reflected (Gray) code of the attributes,
-in the order in which the attributes were given. A stratum is one run, a group of the *first*
-attribute is one run, and so is each combination of a group of the first and one of the second
-attribute, and so on. A group of a later attribute is c ≥ 1 runs, hence less than c away from its
-share; reflection joins runs of neighbours, which about halves c where all combinations occur.
-"Less than 1" for all marginals at once is too much to ask: rounding one batch is rounding a two-way
-table with its margins, which always succeeds, but all batches together are a three-way table, and
-three-way tables need not have such a rounding.
+Strata are laid out in the order of a reflected (Gray) code of the attributes, in the order in which
+the attributes were given. That each run of positions gives every batch its exact share, rounded
+down or up, is proved on the documentation's page "Training in batches".
 """
 
 from __future__ import annotations

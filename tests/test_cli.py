@@ -20,7 +20,8 @@ from fairopt import backends
 from fairopt.cli import demo as demo_command
 from fairopt.cli import main
 from fairopt.datasets import Split
-from fairopt.demo.notions import SHOWN, group_gaps
+from fairopt.demo import Settings
+from fairopt.demo.notions import SHOWN, gaps_of
 from fairopt.demo.streaming import BATCHES, serve_all
 from fairopt.demo.training import area_under_curve
 from fairopt.notions.names import NOTIONS
@@ -148,7 +149,7 @@ def stream_of(notion: str, tolerance: float = 0.05) -> Any:
     scores = (torch.rand(3000, generator=generator) + 0.4 * sex) / 1.4
     targets = (torch.rand(3000, generator=generator) < scores).float()
     data = Split(torch.zeros(3000, 0), targets, {"sex": sex})
-    return serve_all(scores, data, [notion], ["sex"], tolerance, (0.0, 1.0), 0)
+    return serve_all(scores, data, Settings(tolerance, [notion], ["sex"]), (0.0, 1.0))
 
 
 @pytest.mark.parametrize("notion", NOTIONS)
@@ -275,10 +276,10 @@ def test_gaps_are_those_of_the_groups_present() -> None:
         "impact-ratio": 1 - 0.2 / 0.7,
     }
     for notion in NOTIONS:
-        gaps = group_gaps(predictions, targets, groups, [notion], ["two", "one"])
+        gaps = gaps_of(predictions, targets, groups, [notion])
         assert gaps == {"two": pytest.approx(expected[notion], abs=1e-7), "one": 0.0}, notion
     assert tuple(NOTIONS) == tuple(SHOWN)
-    both = group_gaps(predictions, targets, groups, ["equal-opportunity", "error-parity"], ["two"])
+    both = gaps_of(predictions, targets, groups, ["equal-opportunity", "error-parity"])
     assert both["two"] == pytest.approx(0.3, abs=1e-7)
 
 

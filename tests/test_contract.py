@@ -23,10 +23,11 @@ from torch import Tensor
 
 from fairopt import QP, Solution, Status, backends, residuals
 from fairopt.backends import Adjoint, Backend, Capabilities
+from fairopt.optimality.certificates import proves_infeasible
 from fairopt.programs.solution import gradient
 from fairopt.testing import BackendContract
 from fairopt.testing.cases import CASES
-from fairopt.testing.failing import failing, proves_infeasible
+from fairopt.testing.failing import failing
 from fairopt.testing.known import Recipe, draw, recipes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,13 +120,13 @@ def test_the_failing_problems_fail_and_a_proof_is_told_from_none(case: Any) -> N
         torch.tensor(signs, dtype=torch.float64).expand(len(problem.l), m)
         for signs in itertools.product((-1.0, -0.5, 0.0, 0.5, 1.0), repeat=m)
     ]
-    found = [y for y in proofs if proves_infeasible(problem, index, y)]
+    found = [y for y in proofs if proves_infeasible(problem, y)[index]]
     assert found, "no small proof: is it infeasible at all?"
     for y in found:  # each of the rows in conflict has a part in it
         assert set(case.rows) <= set(y[index].nonzero().squeeze(-1).tolist())
     for b, status in enumerate(case.status):
         if status is Status.SOLVED:
-            assert not any(proves_infeasible(problem, b, y) for y in proofs)
+            assert not any(proves_infeasible(problem, y)[b] for y in proofs)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 from fair_selection import chances
 
 from fairopt.datasets import load_adult
+from fairopt.demo import Settings
 from fairopt.demo.plots import plot_streaming
 from fairopt.demo.streaming import serve_all
 
@@ -18,13 +19,7 @@ from fairopt.demo.streaming import serve_all
 def main() -> None:
     adult = load_adult()
     streaming = serve_all(
-        chances(adult),
-        adult.test,
-        notions=("demographic-parity",),
-        attributes=("sex",),
-        tolerance=0.05,
-        bounds=(0.0, 1.0),
-        seed=0,
+        chances(adult), adult.test, Settings(attributes=("sex",)), bounds=(0.0, 1.0)
     )
     plot_streaming(streaming, Path(__file__).parents[1] / "streaming.png")
     print(streaming)

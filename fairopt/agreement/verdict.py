@@ -127,46 +127,48 @@ def own_faults(problem: Problem, answers: Sequence[Answer]) -> Iterable[Differen
         if silent:
             status = answer.status[silent[0]]
             reason = answer.message or (status.value if status is not None else "")
-            yield Difference(
-                "status", answer.label, "", False, silent[0], "", reason, "", math.inf, 0.0,
-                tuple(silent),
-            )  # fmt: skip
+            yield in_words("status", (answer.label, "", False), silent, (reason, ""))
         refused = (answer.claimed & ~answer.accepted).nonzero().squeeze(-1).tolist()
         if refused and answer.solution is not None:
             b = refused[0]
             found = {k: float(v[b]) for k, v in vars(answer.solution.residuals).items()}
             name, worst = max(found.items(), key=lambda kv: (kv[1] != kv[1], kv[1]))
-            yield Difference(
-                "residuals", answer.label, JUDGES[0], False, b, "",
-                "claims to have solved it",
-                f"{name} {worst:.1e}, beyond the promised precision", worst, 0.0, tuple(refused),
-            )  # fmt: skip
+            ours = f"{name} {worst:.1e}, beyond the promised precision"
+            who = (answer.label, JUDGES[0], False)
+            yield in_words("residuals", who, refused, ("claims to have solved it", ours), worst)
         claims = [b for b, s in enumerate(answer.status) if s is Status.INFEASIBLE]
         if claims and answer.row_dual is not None:
             proven = proves_infeasible(problem, answer.row_dual).tolist()
             unproven = [b for b in claims if not proven[b]]
             if unproven:
-                yield Difference(
-                    "certificate", answer.label, JUDGES[1], False, unproven[0], "",
-                    "claims that it is infeasible", "its multipliers do not prove it",
-                    math.inf, 0.0, tuple(unproven),
-                )  # fmt: skip
+                said = "claims that it is infeasible", "its multipliers do not prove it"
+                yield in_words("certificate", (answer.label, JUDGES[1], False), unproven, said)
 
 
 def of_status(answers: Sequence[Answer], reference: str, batch: int) -> Iterable[Difference]:
     """Answers that say different things of a problem."""
-    found: dict[tuple[str, str, bool, str, str], list[int]] = {}
+    found: dict[tuple[tuple[str, str, bool], tuple[str, str]], list[int]] = {}
     for b in range(batch):
         said = {a.label: a.status[b] for a in answers if a.status[b] in DEFINITE}
         fails = {(one, other): said[one] is not said[other] for one, other in combinations(said, 2)}
-        for backend, against, odd in blame(list(said), fails, reference):
-            words = name_of(said[backend]), name_of(said[against])
-            found.setdefault((backend, against, odd, *words), []).append(b)
-    for (backend, against, odd, value, other), problems in found.items():
-        yield Difference(
-            "status", backend, against, odd, problems[0], "", value, other, math.inf, 0.0,
-            tuple(problems),
-        )  # fmt: skip
+        for who in blame(list(said), fails, reference):
+            words = name_of(said[who[0]]), name_of(said[who[1]])
+            found.setdefault((who, words), []).append(b)
+    for (who, words), problems in found.items():
+        yield in_words("status", who, problems, words)
+
+
+def in_words(
+    quantity: str,
+    who: tuple[str, str, bool],
+    problems: Sequence[int],
+    said: tuple[str, str],
+    size: float = math.inf,
+) -> Difference:
+    """A disagreement in what two say of problems, not in a number."""
+    return Difference(
+        quantity, *who, problems[0], "", *said, size, 0.0, tuple(problems)
+    )  # fmt: skip
 
 
 def name_of(status: Status | None) -> str:

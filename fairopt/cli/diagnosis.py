@@ -136,30 +136,26 @@ def solver_version(entry: backends.Entry) -> str | None:
 def examine(name: str) -> BackendReport:
     entry = backends.find(name)
     version = solver_version(entry)
+    passed: bool | None
     try:
-        backend = backends.get(name)
+        can = backends.get(name).capabilities
     except BackendNotFoundError as error:
         missing = not entry.installed and entry.fault is None
-        passed = None if missing else False
-        return BackendReport(
-            name, entry.distribution, entry.installed, version, {}, passed, str(error)
+        installed, declared = entry.installed, {}
+        passed, message = None if missing else False, str(error)
+    else:
+        installed, declared = (
+            True,
+            {each.name: plain(getattr(can, each.name)) for each in fields(can)},
         )
-    capabilities = {
-        field.name: plain(getattr(backend.capabilities, field.name))
-        for field in fields(backend.capabilities)
-    }
-    passed, message = self_test(name)
-    return BackendReport(name, entry.distribution, True, version, capabilities, passed, message)
+        passed, message = self_test(name)
+    return BackendReport(name, entry.distribution, installed, version, declared, passed, message)
 
 
 def plain(value: object) -> str | int | float | bool | None:
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    if isinstance(value, (set, frozenset)):
-        return ", ".join(sorted(str(item) for item in value)) or "none"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(str(item) for item in value)
-    return str(value)
+    if isinstance(value, (set, frozenset, list, tuple)):
+        return ", ".join(sorted(map(str, value))) or "none"
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def self_test(name: str) -> tuple[bool, str]:
@@ -207,19 +203,14 @@ def environment_lines(diagnosis: Diagnosis) -> list[str]:
         f"{'threads':13}{diagnosis.threads} (torch.get_num_threads), on {diagnosis.cores} cores",
         f"{'device':13}{diagnosis.cuda}",
     ]
-    if diagnosis.kernel_cache is None:
-        lines.append(
-            f"{'kernel cache':13}no writable folder, so kernels are compiled in every process; "
-            "set NUMBA_CACHE_DIR to one"
-        )
-    else:
-        lines.append(f"{'kernel cache':13}{diagnosis.kernel_cache} (writable)")
-    lines += [
-        f"{name:13}not installed; it draws {purpose}"
-        for name, purpose in OPTIONAL.items()
-        if diagnosis.versions[name] is None
-    ]
-    return lines
+    cache = (
+        "no writable folder, so kernels are compiled in every process; set NUMBA_CACHE_DIR to one"
+        if diagnosis.kernel_cache is None
+        else f"{diagnosis.kernel_cache} (writable)"
+    )
+    missing = [name for name in OPTIONAL if diagnosis.versions[name] is None]
+    lines.append(f"{'kernel cache':13}{cache}")
+    return lines + [f"{name:13}not installed; it draws {OPTIONAL[name]}" for name in missing]
 
 
 def backend_lines(diagnosis: Diagnosis) -> list[str]:

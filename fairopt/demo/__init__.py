@@ -41,16 +41,9 @@ from fairopt.demo.report import (
 )
 from fairopt.demo.run import run_demo
 
+# fmt: off
 __all__ = [
-    "Epoch",
-    "Model",
-    "Quality",
-    "Report",
-    "Settings",
-    "Streamed",
-    "Streaming",
-    "SweepPoint",
-    "plot",
-    "plot_streaming",
-    "run_demo",
+    "Epoch", "Model", "Quality", "Report", "Settings", "Streamed", "Streaming", "SweepPoint",
+    "plot", "plot_streaming", "run_demo",
 ]
+# fmt: on

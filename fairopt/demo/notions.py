@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 
 from fairopt.errors import ProblemError
-from fairopt.notions.catalogue import Constraint
-from fairopt.notions.names import NOTIONS
 
 Gap: TypeAlias = Callable[[Tensor, Tensor, Tensor], float]
 
@@ -99,19 +97,8 @@ def check_choice(what: str, chosen: Sequence[str], offered: Sequence[str]) -> No
         )
 
 
-def constraints(
-    notions: Sequence[str], attributes: Sequence[str], tolerance: float
-) -> list[Constraint]:
-    """Every notion on every attribute."""
-    return [NOTIONS[notion].make(tolerance, on) for notion in notions for on in attributes]
-
-
-def group_gaps(
-    predictions: Tensor,
-    targets: Tensor,
-    groups: Mapping[str, Tensor],
-    notions: Sequence[str],
-    attributes: Sequence[str],
+def gaps_of(
+    predictions: Tensor, targets: Tensor, groups: Mapping[str, Tensor], notions: Sequence[str]
 ) -> dict[str, float]:
     """Per attribute, the largest gap of these notions, in float64.
 
@@ -121,6 +108,6 @@ def group_gaps(
     """
     x, y = predictions.detach().double(), targets.detach().double()
     return {
-        name: max(SHOWN[notion].gap(x, y, groups[name]) for notion in notions)
-        for name in attributes
+        name: max(SHOWN[notion].gap(x, y, codes) for notion in notions)
+        for name, codes in groups.items()
     }

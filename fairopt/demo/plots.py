@@ -16,14 +16,12 @@ if TYPE_CHECKING:
 
 # From the palette of Okabe and Ito, whose colours stay apart for colour-blind readers; markers and
 # dashes say the same again without colour.
+# fmt: off
 STYLES: dict[str, dict[str, Any]] = {
     "unconstrained": {"color": "#000000", "marker": "s", "linestyle": "-", "markersize": 4},
     # Open and larger: where both models sit on the tolerance, its markers still show.
     "post-hoc projection": {
-        "color": "#E69F00",
-        "marker": "^",
-        "linestyle": "--",
-        "markersize": 9,
+        "color": "#E69F00", "marker": "^", "linestyle": "--", "markersize": 9,
         "markerfacecolor": "none",
     },
     "fairness layer": {"color": "#0072B2", "marker": "o", "linestyle": "-", "markersize": 4},
@@ -36,11 +34,9 @@ RULES: dict[str, dict[str, Any]] = {
 }
 BEFORE_LAYER: dict[str, Any] = {"color": "#56B4E9", "marker": "", "linestyle": ":"}
 LIMIT: dict[str, Any] = {
-    "color": "#D55E00",
-    "linewidth": 1.2,
-    "linestyle": (0, (6, 3)),
-    "zorder": 1,
+    "color": "#D55E00", "linewidth": 1.2, "linestyle": (0, (6, 3)), "zorder": 1
 }
+# fmt: on
 
 
 def plot(report: Report, folder: Path) -> tuple[Path, Path]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from fairopt.demo.notions import SHOWN
+from fairopt.demo.notions import SHOWN, gaps_of
+from fairopt.notions.catalogue import Constraint
 from fairopt.notions.names import NOTIONS
 from fairopt.tolerances import ROW_PRECISION
 
@@ -53,6 +56,21 @@ class Settings:
     def needs_targets(self) -> bool:
         """Whether a chosen notion speaks of outcomes."""
         return any(NOTIONS[notion].needs_targets for notion in self.notions)
+
+    def constraints(self, tolerance: float) -> list[Constraint]:
+        """Every chosen notion on every chosen attribute."""
+        every = product(self.notions, self.attributes)
+        return [NOTIONS[notion].make(tolerance, on) for notion, on in every]
+
+    def compared(self, groups: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The codes of the chosen attributes."""
+        return {name: groups[name] for name in self.attributes}
+
+    def gaps(
+        self, predictions: Tensor, targets: Tensor, groups: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        """Per chosen attribute the largest gap of the chosen notions."""
+        return gaps_of(predictions, targets, self.compared(groups), self.notions)
 
 
 @dataclass(frozen=True)
@@ -208,8 +226,7 @@ class Streaming:
             "change": "mean squared change of a prediction, over that of a projection of all rows "
             f"at once{optimum}",
         }
-        for term, meaning in entries.items():
-            lines += textwrap.wrap(f"{term:10} {meaning}", WIDTH, subsequent_indent=" " * 11)
+        lines += glossary(entries)
         if self.needs_targets:
             lines.append("Here each label is known with its row: the paper's rule needs it then.")
         if self.left_out is not None:
@@ -266,18 +283,12 @@ def table(report: Report) -> str:
     attributes = list(report.models[0].final.raw.gap)
     lines = [
         f"Income above 50,000 dollars (UCI Adult): {report.rows['train']:,} people to train on, "
-        f"{report.rows['test']:,} to test on.",
-        *(
-            line
-            for notion in report.settings.notions
-            for line in textwrap.wrap(
-                f"{NOTIONS[notion].label.capitalize()} on {' and on '.join(attributes)}: "
-                f"{SHOWN[notion].words.format(tolerance)}.",
-                WIDTH,
-            )
-        ),
-        "",
+        f"{report.rows['test']:,} to test on."
     ]
+    for notion in report.settings.notions:
+        words = f"{NOTIONS[notion].label.capitalize()} on {' and on '.join(attributes)}: "
+        lines += textwrap.wrap(f"{words}{SHOWN[notion].words.format(tolerance)}.", WIDTH)
+    lines.append("")
     gap_heads = "".join(f"   {'gap: ' + name:^13}" for name in attributes)
     gap_columns = "   " + "   ".join(f"{'raw':>6} {'fair':>6}" for _ in attributes)
     lines.append(f"{'':19} {'':>8} {'':>6} {'':>8}{gap_heads}   {'worst':>8}   {'training':>7}")
@@ -323,10 +334,16 @@ def explanations(report: Report) -> list[str]:
         "s/epoch": "seconds per pass over the training rows; layer = the part of a training step "
         "that the fairness layer takes, forward and backward",
     }
-    lines: list[str] = []
-    for term, meaning in entries.items():
-        lines += textwrap.wrap(f"{term:10} {meaning}", WIDTH, subsequent_indent=" " * 11)
-    return lines
+    return glossary(entries)
+
+
+def glossary(entries: Mapping[str, str]) -> list[str]:
+    """Terms with their meanings, a hanging indent for each."""
+    return [
+        line
+        for term, meaning in entries.items()
+        for line in textwrap.wrap(f"{term:10} {meaning}", WIDTH, subsequent_indent=" " * 11)
+    ]
 
 
 def verdict(report: Report) -> list[str]:

@@ -13,16 +13,13 @@ from torch import Tensor
 from fairopt.datasets import Adult, Split, load_adult
 from fairopt.demo.notions import check_choice
 from fairopt.demo.report import Epoch, Model, Quality, Report, Settings, SweepPoint
-from fairopt.demo.streaming import serve_all
 from fairopt.demo.training import (
     BOUNDS,
     Training,
     batches_of,
-    gaps_of,
     known_when_serving,
     layer_of,
     measure,
-    notions_of,
     train,
 )
 from fairopt.formulation.program import formulate
@@ -97,20 +94,16 @@ def run_all(settings: Settings, progress: Progress) -> Report:
     for each in tolerances:
         post_hoc, layer = zip(*(answers(seed, each) for seed in seeds), strict=True)
         sweep.append(SweepPoint(each, post_hoc, layer))
-    raw = trained[None, settings.seed].raw[-1]
-    problem = formulate(
-        notions_of(settings, settings.tolerance),
-        raw,
-        *known_when_serving(raw, adult.test, settings),
-        bounds=BOUNDS,
-    )
+    plain, through = trained[None, settings.seed], trained[settings.tolerance, settings.seed]
+    raw = plain.raw[-1]
+    known = known_when_serving(raw, adult.test, settings)
+    problem = formulate(settings.constraints(settings.tolerance), raw, *known, bounds=BOUNDS)
     streaming = None
     if settings.streaming:
+        from fairopt.demo.streaming import serve_all
+
         progress("serving the test rows as a stream", True)
-        streaming = serve_all(
-            raw, adult.test, settings.notions, settings.attributes, settings.tolerance, BOUNDS,
-            settings.seed,
-        )  # fmt: skip
+        streaming = serve_all(raw, adult.test, settings, BOUNDS)
     return Report(
         settings=settings,
         environment={
@@ -121,12 +114,7 @@ def run_all(settings: Settings, progress: Progress) -> Report:
         },
         rows={"train": len(adult.train), "test": len(adult.test)},
         constraints=problem.row_names,
-        models=models_of(
-            adult,
-            settings,
-            plain=trained[None, settings.seed],
-            through=trained[settings.tolerance, settings.seed],
-        ),
+        models=models_of(adult, settings, plain, through),
         unconstrained=tuple(quality(trained[None, seed].raw[-1]) for seed in seeds),
         sweep=tuple(sweep),
         streaming=streaming,
@@ -160,14 +148,8 @@ def warm_up(adult: Adult, settings: Settings) -> float:
 
 def projected_by(scores: Tensor, data: Split, tolerance: float, settings: Settings) -> Tensor:
     groups, targets = known_when_serving(scores, data, settings)
-    return project(
-        scores,
-        groups,
-        notions_of(settings, tolerance),
-        targets,
-        bounds=BOUNDS,
-        backend=settings.backend,
-    )
+    made = settings.constraints(tolerance)
+    return project(scores, groups, made, targets, bounds=BOUNDS, backend=settings.backend)
 
 
 def models_of(
@@ -189,7 +171,7 @@ def models_of(
     def excess(predictions: Tensor, raw: Tensor) -> float:
         _, chances = known_when_serving(raw, data, settings)
         targets = data.targets if chances is None else chances
-        return max(gaps_of(predictions, targets, data, settings).values()) - tolerance
+        return max(settings.gaps(predictions, targets, data.groups).values()) - tolerance
 
     # The first epoch pays for caches and allocators; where there are more, it does not count.
     steady = slice(1 if settings.epochs > 1 else 0, None)

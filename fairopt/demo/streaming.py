@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,12 +10,9 @@ import torch
 from torch import Tensor
 
 from fairopt.datasets import Split
-from fairopt.demo.notions import constraints, group_gaps
-from fairopt.demo.report import Streamed, Streaming
+from fairopt.demo.report import Settings, Streamed, Streaming
 from fairopt.errors import ProblemError
 from fairopt.layer.module import project
-from fairopt.notions.catalogue import Constraint
-from fairopt.notions.names import NOTIONS
 from fairopt.online.module import OnlineParity
 
 BATCHES = (1, 8, 64)
@@ -30,26 +26,19 @@ LOOKS = 240  # how often the gap is computed, about
 
 
 def serve_all(
-    scores: Tensor,
-    data: Split,
-    notions: Sequence[str],
-    attributes: Sequence[str],
-    tolerance: float,
-    bounds: tuple[float, float],
-    seed: int,
+    scores: Tensor, data: Split, settings: Settings, bounds: tuple[float, float]
 ) -> Streaming:
     """Serve the rows of ``data`` by each rule, in batches of each size.
 
     Args:
-        scores: ``(n,)``, of the rows in their order; they are shuffled.
-        seed: decides the order.
+        scores: ``(n,)``, of the rows in their order; they are shuffled by the seed.
     """
     began = time.perf_counter()
-    order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(settings.seed))
     rows, scores = data.take(order), scores[order]
-    groups = {name: rows.groups[name] for name in attributes}
-    made = constraints(notions, attributes, tolerance)
-    targets = rows.targets if any(NOTIONS[name].needs_targets for name in notions) else None
+    groups = settings.compared(rows.groups)
+    made = settings.constraints(settings.tolerance)
+    targets = rows.targets if settings.needs_targets else None
     settled = min(SETTLED, len(scores) // 2)
 
     # Elastic: where labels make it impossible, the nearest to it is what one can compare with.
@@ -61,14 +50,18 @@ def serve_all(
         gaps = []
         for n in at:
             seen = {name: codes[:n] for name, codes in groups.items()}
-            gaps.append(
-                max(group_gaps(x[:n], rows.targets[:n], seen, notions, attributes).values())
-            )
+            gaps.append(max(settings.gaps(x[:n], rows.targets[:n], seen).values()))
         largest = max(gap for n, gap in zip(at, gaps, strict=True) if n >= settled)
         change = mean_square(x - scores) / optimum if optimum > 0.0 else None
         return Streamed(rule, size, at, tuple(gaps), gaps[-1], largest, change)
 
-    left_out = refusal(made, bounds, scores[:4], {k: v[:4] for k, v in groups.items()}, targets)
+    left_out = None
+    try:
+        few = {name: codes[:4] for name, codes in groups.items()}
+        paper = OnlineParity(made, bounds=bounds, feedback="batch")
+        paper(scores[:4], few, None if targets is None else targets[:4])
+    except ProblemError as error:  # Not all notions have a meaning for the paper's rule.
+        left_out = str(error)
     runs = []
     for size in BATCHES:
         runs.append(measured(RAW, scores, size))
@@ -79,9 +72,9 @@ def serve_all(
             served = stream.run(scores, groups, targets, batch_size=size)
             runs.append(measured(rule, served, size))
     return Streaming(
-        notions=tuple(notions),
-        attributes=tuple(attributes),
-        tolerance=tolerance,
+        notions=tuple(settings.notions),
+        attributes=tuple(settings.attributes),
+        tolerance=settings.tolerance,
         settled=settled,
         runs=tuple(runs),
         optimum=optimum,
@@ -89,22 +82,6 @@ def serve_all(
         needs_targets=targets is not None,
         seconds=time.perf_counter() - began,
     )
-
-
-def refusal(
-    made: list[Constraint],
-    bounds: tuple[float, float],
-    scores: Tensor,
-    groups: dict[str, Tensor],
-    targets: Tensor | None,
-) -> str | None:
-    """Why the paper's rule does not take these constraints; ``None`` where it does."""
-    stream = OnlineParity(made, bounds=bounds, feedback="batch")
-    try:
-        stream(scores, groups, None if targets is None else targets[: len(scores)])
-    except ProblemError as error:
-        return str(error)
-    return None
 
 
 def looks(n: int, size: int, settled: int) -> tuple[int, ...]:

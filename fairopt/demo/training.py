@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fairopt.datasets import Adult, Split
-from fairopt.demo.notions import constraints, group_gaps
 from fairopt.demo.report import Quality, Settings
 from fairopt.layer.module import FairnessLayer
-from fairopt.notions.catalogue import Constraint
 from fairopt.sampler import StratifiedBatchSampler
 
 BOUNDS = (1e-3, 1.0 - 1e-3)
@@ -40,15 +38,8 @@ def measure(predictions: Tensor, data: Split, settings: Settings) -> Quality:
         accuracy=float(((values >= 0.5) == (targets >= 0.5)).double().mean()),
         auc=area_under_curve(values, targets),
         log_loss=float(functional.binary_cross_entropy(values, targets)),
-        gap=gaps_of(values, targets, data, settings),
+        gap=settings.gaps(values, targets, data.groups),
     )
-
-
-def gaps_of(
-    predictions: Tensor, targets: Tensor, data: Split, settings: Settings
-) -> dict[str, float]:
-    """Per chosen attribute the largest gap of the chosen notions; see ``group_gaps``."""
-    return group_gaps(predictions, targets, data.groups, settings.notions, settings.attributes)
 
 
 class LayerClock:
@@ -59,14 +50,10 @@ class LayerClock:
         self._started = 0.0
 
     def run(
-        self,
-        layer: FairnessLayer,
-        scores: Tensor,
-        groups: Mapping[str, Tensor],
-        targets: Tensor | None,
+        self, layer: FairnessLayer, scores: Tensor, *others: Mapping[str, Tensor] | Tensor | None
     ) -> Tensor:
         self._start()
-        fair: Tensor = layer(scores, groups, targets)
+        fair: Tensor = layer(scores, *others)
         self._stop()
         # The gradient arrives from the loss, and leaves for the network.
         fair.register_hook(lambda _: self._start())
@@ -80,15 +67,10 @@ class LayerClock:
         self.seconds += time.perf_counter() - self._started
 
 
-def notions_of(settings: Settings, tolerance: float) -> list[Constraint]:
-    """Every chosen notion on every chosen attribute."""
-    return constraints(settings.notions, settings.attributes, tolerance)
-
-
 def layer_of(settings: Settings, tolerance: float, adult: Adult) -> FairnessLayer:
     """The layer that training and serving go through."""
     return FairnessLayer(
-        notions_of(settings, tolerance),
+        settings.constraints(tolerance),
         bounds=BOUNDS,
         backend=settings.backend,
         group_counts={name: len(adult.group_names[name]) for name in settings.attributes},
@@ -98,26 +80,18 @@ def layer_of(settings: Settings, tolerance: float, adult: Adult) -> FairnessLaye
 def batches_of(data: Split, settings: Settings, size: int, seed: int) -> StratifiedBatchSampler:
     """Batches that keep the proportions of the groups that the notions compare."""
     # Race first: the sampler is exact for the first attribute, and race has the smallest groups.
-    strata = {"race": data.groups["race"], "sex": data.groups["sex"]}
-    if settings.needs_targets:  # then what is compared is a group's part with one outcome
-        outcome = data.targets.long()
-        strata = {"race": 2 * data.groups["race"] + outcome, "sex": data.groups["sex"]}
-    return StratifiedBatchSampler(strata, size, seed=seed)
+    race = data.groups["race"]
+    if settings.needs_targets:  # Then a group's part with one outcome is compared.
+        race = 2 * race + data.targets.long()
+    return StratifiedBatchSampler({"race": race, "sex": data.groups["sex"]}, size, seed=seed)
 
 
 def network(features: int, seed: int) -> nn.Module:
     """A small multilayer perceptron with probabilities as its output."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Linear(features, 64),
-            nn.ReLU(),
-            nn.Linear(64, 32),
-            nn.ReLU(),
-            nn.Linear(32, 1),
-            nn.Flatten(0),
-            nn.Sigmoid(),
-        )
+        hidden = nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU()
+        return nn.Sequential(*hidden, nn.Linear(32, 1), nn.Flatten(0), nn.Sigmoid())
 
 
 @dataclass
@@ -145,7 +119,6 @@ def train(
     """Train one network, through a fairness layer if there is a tolerance, and check each batch."""
     data = adult.train
     layer = None if tolerance is None else layer_of(settings, tolerance, adult)
-    attributes, outcomes = settings.attributes, settings.needs_targets
     net = network(data.features.shape[1], seed)
     optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
     sampler = batches_of(data, settings, settings.batch_size, seed)
@@ -156,8 +129,8 @@ def train(
         for indices in sampler:
             fetched = time.perf_counter()
             batch = data.take(indices)
-            groups = {name: batch.groups[name] for name in attributes}
-            targets = batch.targets if outcomes else None
+            groups = settings.compared(batch.groups)
+            targets = batch.targets if settings.needs_targets else None
 
             started = time.perf_counter()
             scores = net(batch.features)
@@ -171,7 +144,7 @@ def train(
             step_seconds += finished - started
 
             if layer is not None and tolerance is not None:
-                gaps = gaps_of(predictions, batch.targets, batch, settings)
+                gaps = settings.gaps(predictions, batch.targets, batch.groups)
                 training.worst_excess = max(training.worst_excess, max(gaps.values()) - tolerance)
                 training.batches += 1
                 assert layer.last is not None
@@ -188,7 +161,7 @@ def train(
                 training.fair.append(layer(raw, *known_when_serving(raw, adult.test, settings)))
                 training.projection_seconds = time.perf_counter() - started
         shown = (training.fair or training.raw)[-1]
-        gaps = gaps_of(shown, adult.test.targets, adult.test, settings)
+        gaps = settings.gaps(shown, adult.test.targets, adult.test.groups)
         listed = ", ".join(f"{name} {gap:.3f}" for name, gap in gaps.items())
         announce(
             f"epoch {epoch + 1}/{settings.epochs}   test log loss "
@@ -202,5 +175,4 @@ def known_when_serving(
     raw: Tensor, data: Split, settings: Settings
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """The knowledge when test rows are predicted: groups and, for labels, the chances ``raw``."""
-    groups = {name: data.groups[name] for name in settings.attributes}
-    return groups, raw if settings.needs_targets else None
+    return settings.compared(data.groups), raw if settings.needs_targets else None

@@ -33,13 +33,14 @@ from fairopt.errors import (
     UnboundedError,
     UnsupportedProblemError,
 )
+from fairopt.optimality.certificates import proves_infeasible
 from fairopt.optimality.derivative import gradients
 from fairopt.programs.problem import QP
 from fairopt.programs.solution import Status
 from fairopt.solving.autograd import solve
 from fairopt.testing.cases import CASES, FORMS, everything, general_recipes, known_recipes
 from fairopt.testing.derivatives import cotangent, derivative, directions, parameter_names
-from fairopt.testing.failing import Failing, proves_infeasible
+from fairopt.testing.failing import Failing
 from fairopt.testing.judging import (
     agrees,
     answer,
@@ -226,27 +227,22 @@ class BackendContract:
         g = cotangent(found)
         needed = (True,) * len(problem.tensors)
         adjoints = solver.vjp(problem, solution, g), Backend.vjp(solver, problem, solution, g)
-        # The pull of nu on the variables, which is unique where nu is not.
-        pull, right = (problem.rows.transpose_apply(one.nu) for one in adjoints)
-        gap = distance(pull, right)
-        expect(
-            gap <= GRADIENT_AGREEMENT[smooth.dtype],
-            f"vjp: A^T nu is off by {gap:.1e} of its size from that of "
-            "Backend.vjp(backend, problem, solution, grad_x)",
-        )
+        names = ["A^T nu", *(f"the gradient of {name}" for name in parameter_names(problem))]
+        # A^T nu, the pull on the variables, is unique where nu is not.
         own, shared = (
-            gradients(problem, solution, g, adjoint, needed).flat for adjoint in adjoints
-        )
-        names = parameter_names(problem)
+            (problem.rows.transpose_apply(each.nu),
+             *gradients(problem, solution, g, each, needed).flat)
+            for each in adjoints
+        )  # fmt: skip
         for name, one, other in zip(names, own, shared, strict=True):
             assert one is not None
             assert other is not None
-            if smooth.dependent and name != "q":
+            if smooth.dependent and name not in ("A^T nu", "the gradient of q"):
                 continue  # the multipliers of dependent rows are not unique
             gap = distance(one, other)
             expect(
                 gap <= GRADIENT_AGREEMENT[smooth.dtype],
-                f"vjp: the gradient of {name} is off by {gap:.1e} of its size from that of "
+                f"vjp: {name} is off by {gap:.1e} of its size from that of "
                 "Backend.vjp(backend, problem, solution, grad_x)",
             )
 
@@ -321,12 +317,13 @@ class BackendContract:
             tuple(solution.status) == failure.status,
             f"expected the status {words(failure.status)}, got {words(solution.status)}",
         )
+        proven = proves_infeasible(failure.problem, solution.row_dual)
         for b, status in enumerate(solution.status):
             if status is Status.SOLVED:
                 precise(solution, b)
             elif status is Status.INFEASIBLE:
                 expect(
-                    proves_infeasible(failure.problem, b, solution.row_dual),
+                    proven[b],
                     f"problem {b} is infeasible and its row_dual is no proof of that: expected y "
                     "with y.(A x) above the sum of y_r times the side that y_r pushes to (u where "
                     "y_r > 0, l where y_r < 0) for every x within the bounds, got "

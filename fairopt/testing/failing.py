@@ -167,23 +167,3 @@ def failing(
             for case in NONCONVEX:
                 add(case, form, Status.NONCONVEX)
     return found
-
-
-def proves_infeasible(problem: Problem, b: int, y: Tensor) -> bool:
-    """Whether y proves that problem b has no feasible point (Farkas).
-
-    Every x within the bounds has y.(A x) above the sum of y_r times the side that y_r pushes to:
-    the smallest value of (A^T y).x over the bounds exceeds that sum.
-    """
-    A, y, l, u, lb, ub = (
-        t[b].cpu().double()
-        for t in (problem.rows.to_dense().matrix, y, problem.l, problem.u, problem.lb, problem.ub)
-    )
-    side = torch.where(y > 0, u, l)
-    side = torch.where(y == 0, 0.0, side)
-    z = A.mT @ y
-    noise = 1e-9 * (A.abs().mT @ y.abs())
-    z = torch.where(z.abs() <= noise, 0.0, z)
-    least = torch.where(z == 0, 0.0, z * torch.where(z > 0, lb, ub))
-    size = (y * side).abs().sum() + least.abs().sum()
-    return bool(torch.isfinite(size)) and bool(least.sum() - (y * side).sum() > 1e-9 * size)
