@@ -31,7 +31,11 @@ from fairopt.testing.failing import failing
 from fairopt.testing.known import Recipe, draw, recipes
 
 ROOT = Path(__file__).resolve().parent.parent
-ALL = (frozenset({"dense", "diagonal", "sparse"}), True, frozenset({"cells", "dense", "sparse"}))
+ALL = Capabilities(
+    quadratic=frozenset({"dense", "diagonal", "sparse"}),
+    linear=True,
+    rows=frozenset({"cells", "dense", "sparse"}),
+)
 
 # One class for every backend that is registered, so that a new one is here on its first day. What
 # is not installed is skipped by name, with the pip line. Each is asked for what it declares.
@@ -54,7 +58,7 @@ def test_every_registered_backend_is_under_contract() -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", recipes(*ALL), ids=lambda recipe: recipe.label)
+@pytest.mark.parametrize("recipe", recipes(ALL), ids=lambda recipe: recipe.label)
 def test_the_known_solution_solves_its_problem(recipe: Recipe) -> None:
     """By the conditions of Karush, Kuhn and Tucker, with a margin to the next active set."""
     known = draw(recipe)
@@ -78,7 +82,7 @@ def test_the_known_solution_solves_its_problem(recipe: Recipe) -> None:
 
 
 def test_a_recipe_is_always_the_same_problem() -> None:
-    recipe = recipes(*ALL)[0]
+    recipe = recipes(ALL)[0]
     one, other = draw.__wrapped__(recipe), draw.__wrapped__(recipe)
     assert torch.equal(one.problem.q, other.problem.q)
     assert torch.equal(one.x, other.x)
@@ -86,7 +90,7 @@ def test_a_recipe_is_always_the_same_problem() -> None:
 
 
 def test_what_a_recipe_says_is_what_is_drawn() -> None:
-    for recipe in recipes(*ALL):
+    for recipe in recipes(ALL):
         problem = draw(recipe).problem
         assert problem.shape == (recipe.batch, len(recipe.sides), recipe.n)
         assert problem.l.dtype == recipe.dtype
@@ -102,15 +106,17 @@ def test_what_a_recipe_says_is_what_is_drawn() -> None:
 
 
 def test_a_backend_is_asked_for_all_that_it_declares_and_nothing_else() -> None:
-    assert recipes(frozenset(), False, ALL[2]) == ()
-    assert recipes(ALL[0], True, frozenset()) == ()
-    found = recipes(frozenset({"dense"}), True, frozenset({"cells", "sparse"}))
+    assert recipes(Capabilities(rows=ALL.rows)) == ()
+    assert recipes(replace(ALL, rows=frozenset())) == ()
+    found = recipes(
+        replace(ALL, quadratic=frozenset({"dense"}), rows=frozenset({"cells", "sparse"}))
+    )
     assert {r.quadratic for r in found} == {"dense", None}
     assert {r.rows for r in found} == {"cells", "sparse"}
     assert {r.dtype for r in found} == {torch.float32, torch.float64}
 
 
-@pytest.mark.parametrize("case", failing(*ALL), ids=lambda case: case.label)
+@pytest.mark.parametrize("case", failing(ALL), ids=lambda case: case.label)
 def test_the_failing_problems_fail_and_a_proof_is_told_from_none(case: Any) -> None:
     problem, index = case.problem, case.index
     if case.status[index] is not Status.INFEASIBLE:

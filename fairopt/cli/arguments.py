@@ -21,14 +21,12 @@ DRAWING = ("groups", "notion", "comparison", "tolerance", "batch", "bounds", "dt
 
 
 @contextmanager
-def file_errors() -> Iterator[None]:
+def file_errors(failed: str = "cannot open", remedy: str = "name another file") -> Iterator[None]:
     """Raise a ``ProblemError`` that names the file in place of an ``OSError``."""
     try:
         yield
     except OSError as error:
-        raise ProblemError(
-            f"cannot open {error.filename}: {error.strerror}; name another file"
-        ) from error
+        raise ProblemError(f"{failed} {error.filename}: {error.strerror}; {remedy}") from error
 
 
 def write_json(figures: dict[str, Any], path: Path) -> None:

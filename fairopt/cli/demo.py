@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO
 
-from fairopt.cli.arguments import USAGE_ERROR, at_least, finite, names, write_json
+from fairopt.cli.arguments import at_least, file_errors, finite, names, write_json
 from fairopt.notions.names import NOTIONS
 
 
@@ -59,16 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     # What would fail at the end should fail at the start.
     folder: Path = arguments.output
-    try:
+    with file_errors("cannot write to", "choose another place with --output or --json"):
         folder.mkdir(parents=True, exist_ok=True)
         if arguments.json is not None:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.touch()
-    except OSError as error:
-        print(f"fairopt: error: cannot write to {error.filename}: {error.strerror}; "
-              "choose another place with --output or --json", file=sys.stderr)  # fmt: skip
-        return USAGE_ERROR
-
     chosen = {each.name: getattr(arguments, each.name) for each in fields(demo.Settings)}
     settings = demo.Settings(**chosen)
     report = demo.run_demo(settings, Progress(sys.stderr))

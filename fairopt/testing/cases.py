@@ -17,6 +17,9 @@ FORMS = {
     "quadratic": {"diagonal", "dense", "sparse"},
     "rows": {"blocks", "cells", "dense", "sparse"},
 }
+EVERYTHING = Capabilities(
+    quadratic=frozenset(FORMS["quadratic"]), linear=True, rows=frozenset(FORMS["rows"])
+)
 
 
 def present(can: Capabilities) -> Iterator[str]:
@@ -28,7 +31,7 @@ def present(can: Capabilities) -> Iterator[str]:
 def known_recipes(can: Capabilities) -> Iterator[Recipe]:
     """Every problem with a known solution, on every declared device that is here."""
     for device in present(can):
-        yield from recipes(can.quadratic, can.linear, can.rows, device)
+        yield from recipes(can, device)
 
 
 def general_recipes(can: Capabilities) -> Iterator[Recipe]:
@@ -37,8 +40,7 @@ def general_recipes(can: Capabilities) -> Iterator[Recipe]:
 
 
 def undeclared_recipes(can: Capabilities) -> Iterator[Recipe]:
-    everything = recipes(frozenset(FORMS["quadratic"]), True, frozenset(FORMS["rows"]))
-    for recipe in everything:
+    for recipe in recipes(EVERYTHING):
         takes = can.linear if recipe.quadratic is None else recipe.quadratic in can.quadratic
         if recipe.name == "general" and not (takes and recipe.rows in can.rows):
             yield recipe
@@ -46,7 +48,7 @@ def undeclared_recipes(can: Capabilities) -> Iterator[Recipe]:
 
 def failures(can: Capabilities) -> Iterator[Failing]:
     for device in present(can):
-        yield from failing(can.quadratic, can.linear, can.rows, device)
+        yield from failing(can, device)
 
 
 def labelled(choose: Callable[[Capabilities], Iterator[Any]]) -> Callable[[Capabilities], Any]:

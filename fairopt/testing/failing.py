@@ -8,6 +8,7 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
+from fairopt.backends import Capabilities
 from fairopt.programs.problem import LP, QP, Problem
 from fairopt.programs.solution import Status
 from fairopt.testing.known import as_quadratic, as_rows
@@ -121,11 +122,9 @@ NONCONVEX = tuple(
 )  # fmt: skip
 
 
-def failing(
-    quadratic: frozenset[str], linear: bool, rows: frozenset[str], device: str = "cpu"
-) -> list[Failing]:
+def failing(can: Capabilities, device: str = "cpu") -> list[Failing]:
     """All problems that a backend with these capabilities must not call solved."""
-    turn = cycle(sorted(rows - {"blocks"}))
+    turn = cycle(sorted(can.rows - {"blocks"}))
     found: list[Failing] = []
 
     def add(case: Case, form: str | None, status: Status, pattern: str = "solved first") -> None:
@@ -153,8 +152,8 @@ def failing(
         refusable = status is Status.UNBOUNDED and form is not None
         found.append(Failing(label, problem, statuses, case.rows, refusable))
 
-    forms: list[str | None] = [*sorted(quadratic), *([None] if linear else [])]
-    for form in forms if rows else ():
+    forms: list[str | None] = [*sorted(can.quadratic), *([None] if can.linear else [])]
+    for form in forms if can.rows else ():
         for case in INFEASIBLE:
             add(case, form, Status.INFEASIBLE)
         if form is None:

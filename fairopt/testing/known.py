@@ -19,6 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fairopt.backends import Capabilities
 from fairopt.programs.problem import LP, QP, CellRows, DenseRows, Problem, Rows, SparseRows
 
 # How the rows stand at the solution; "only" means that the other side is infinite.
@@ -146,16 +147,14 @@ QUADRATIC_KINDS: dict[str, dict[str, object]] = {
 }
 
 
-def recipes(
-    quadratic: frozenset[str], linear: bool, rows: frozenset[str], device: str = "cpu"
-) -> tuple[Recipe, ...]:
+def recipes(can: Capabilities, device: str = "cpu") -> tuple[Recipe, ...]:
     """All problems that a backend with these capabilities is asked to solve.
 
     One of each combination of forms, in both dtypes; and one of each kind for every form of P, with
     the forms of rows in turn.
     """
-    forms: list[str | None] = [*sorted(quadratic), *([None] if linear else [])]
-    turn = sorted(rows - {"blocks"})  # those say more of the problem than a drawn one has
+    forms: list[str | None] = [*sorted(can.quadratic), *([None] if can.linear else [])]
+    turn = sorted(can.rows - {"blocks"})  # those say more of the problem than a drawn one has
     general = Recipe("general", None, "dense", batch=3, device=device)
     found = [
         replace(general, quadratic=form, rows=kind, dtype=dtype)
