@@ -58,7 +58,7 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds per call of each function, one entry per round; all functions run once in each round.
 
-    calls: how often a function is called within its turn (1 unless told), for one so short that the
+    calls: how often a function is called within its turn (1 by default), for one so short that the
     clock would show. The garbage collector runs before, not during.
     """
     calls = calls or {}

@@ -25,7 +25,7 @@ class SolveError(FairoptError):
 
     Attributes:
         batch: index of the first such problem in its batch.
-        rows: names of the rows in conflict, where that is what is wrong.
+        rows: names of the rows in conflict, if rows are in conflict.
         solution: the ``Solution`` that the backend returned, detached, if it returned one: its
             ``status`` tells each problem of the batch, and those that are solved are right.
     """
@@ -89,7 +89,7 @@ def listed(rows: tuple[str, ...]) -> str:
 
 
 def up(number: float) -> str:
-    """Four digits, rounded up: what is advised must suffice."""
+    """Four digits, rounded up: the advised number must suffice."""
     shown = f"{number:.3e}"
     mantissa, exponent = shown.split("e")
     if float(shown) < number * (1 - 1e-12):

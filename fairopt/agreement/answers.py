@@ -19,7 +19,7 @@ from fairopt.solving.autograd import answered, judged, solve
 
 
 def ask(label: str, backend: Backend, problem: Problem, g: Tensor, repeats: int) -> Answer:
-    """Let one backend solve, and differentiate what it solved."""
+    """Let one backend solve, and differentiate its solutions."""
     batch = problem.shape[0]
     no = torch.zeros(batch, dtype=torch.bool, device=problem.l.device)
     try:

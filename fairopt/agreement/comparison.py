@@ -204,7 +204,7 @@ def contenders(
 
 
 def labelled(found: Sequence[tuple[str, Backend]]) -> list[tuple[str, Backend]]:
-    """Backends of one name are told apart by their options, and then by a number."""
+    """Labels that distinguish backends of one name by their options, and then by a number."""
     labels = [name for name, _ in found]
     labels = [
         repr(backend) if labels.count(name) > 1 or name in (ORACLE, REFERENCE) else name

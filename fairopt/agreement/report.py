@@ -130,7 +130,7 @@ class Agreement:
         return [dict(row) for row in self.rows]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON: what is not finite is None."""
+        """Everything, ready for JSON: numbers that are not finite are None."""
         plain = {k: v for k, v in vars(self).items() if k not in ("rows", "differences")}
         result: dict[str, Any] = jsonable(
             {

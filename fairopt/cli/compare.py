@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
             problem, inputs = load_problem(arguments.file), None
             source: dict[str, Any] = {"file": str(arguments.file)}
         else:
-            drawn = compare.Drawn(**given)  # what was not given has its default there
+            drawn = compare.Drawn(**given)  # Options that were not given have their defaults there.
             problem, inputs = compare.draw(drawn)
             source = {"drawn": asdict(drawn)}
         if arguments.save is not None:

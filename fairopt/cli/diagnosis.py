@@ -59,7 +59,7 @@ class Diagnosis:
         cuda: one line about CUDA.
         kernel_cache: the folder of compiled kernels; None if no folder can be written.
         backends: one report per backend, ours and those of other distributions.
-        faults: what is wrong with entry points of other distributions that name no backend here.
+        faults: of entry points of other distributions that name no backend here.
     """
 
     versions: Mapping[str, str | None]

@@ -1,4 +1,4 @@
-"""``fairopt doctor``: what is installed, and whether it works."""
+"""``fairopt doctor``: which backends are installed, and whether they work."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def the_device(name: str) -> torch.device:
 
 def step(drawn: Drawn, backend: str, device: torch.device) -> Callable[[], None]:
     """One projection and its backward pass."""
-    backends.get(backend)  # what is wrong with the name is said now
+    backends.get(backend)  # An unknown name raises now.
     scores, groups, targets = (each.to(device) for each in people(drawn))
     constraint = COMPARING[drawn.notion](drawn.tolerance, compare=drawn.comparison)
     scores.requires_grad_()

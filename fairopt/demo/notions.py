@@ -23,7 +23,7 @@ class Shown:
     """How the demo shows one notion of the table of names.
 
     Attributes:
-        words: what it says about the demo's data, with a place for the tolerance.
+        words: its meaning for the demo's data, with a place for the tolerance.
         gap: of predictions, targets and group codes, all ``(n,)``; the notion holds if the gap is
             at most the tolerance.
     """

@@ -41,7 +41,7 @@ def serve_all(
     targets = rows.targets if settings.needs_targets else None
     settled = min(SETTLED, len(scores) // 2)
 
-    # Elastic: where labels make it impossible, the nearest to it is what one can compare with.
+    # Elastic: where labels make parity impossible, the nearest predictions serve for comparison.
     best = project(scores, groups, made, targets, bounds=bounds, elastic=True)
     optimum = mean_square(best - scores)
 

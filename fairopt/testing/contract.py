@@ -72,7 +72,7 @@ class BackendContract:
             backend = MySolver()
 
     ``backend`` may also be a registered name; while what that needs is not installed, all tests are
-    skipped and say what is missing.
+    skipped and name the missing package.
     """
 
     backend: ClassVar[Backend | str]
@@ -109,7 +109,7 @@ class BackendContract:
                 metafunc.parametrize(argument, cases)
 
     # -----------------------------------------------------------------------------------------
-    # What it is
+    # Its description
     # -----------------------------------------------------------------------------------------
 
     def test_it_says_what_it_is(self) -> None:
@@ -175,7 +175,7 @@ class BackendContract:
                 agrees(known, each.solve(known.problem), f"{how}, then solve")
 
     # -----------------------------------------------------------------------------------------
-    # What it returns
+    # Its answers
     # -----------------------------------------------------------------------------------------
 
     def test_the_solution_is_well_formed(self, known: Recipe) -> None:
@@ -305,7 +305,7 @@ class BackendContract:
             fail(f"gradcheck of x by (q, a shift of l and u, a shift of lb and ub): {error}")
 
     # -----------------------------------------------------------------------------------------
-    # What it cannot solve
+    # Problems that it cannot solve
     # -----------------------------------------------------------------------------------------
 
     def test_it_says_what_failed(self, failure: Failing) -> None:
@@ -331,7 +331,7 @@ class BackendContract:
                 )
 
     def test_solve_raises_what_failed(self, failure: Failing) -> None:
-        """Our error, with the index of the problem, the rows in conflict and what was solved."""
+        """Our error, with the index of the problem, the rows in conflict and the other answers."""
         index = failure.index
         kind = ERRORS[failure.status[index]]
         try:
@@ -374,7 +374,7 @@ class BackendContract:
     def test_it_prints_nothing_and_warns_of_nothing(
         self, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        """What is to be said is in the solution, also where the solver fails."""
+        """Messages belong into the solution, also where the solver fails."""
         solver = self.solver()
         capfd.readouterr()
         with warnings.catch_warnings(record=True) as caught:

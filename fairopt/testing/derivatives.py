@@ -56,7 +56,7 @@ def directions(known: Known, leaves: Sequence[Tensor]) -> dict[str, Tangents]:
         filled[place : place + len(tangents)] = tangents
         return tuple(filled)
 
-    if recipe.spread > 100:  # what is small in P is not where its entries are small
+    if recipe.spread > 100:  # Small entries of P are no sign of small curvature.
         turn = P * random(P[:, :1].flatten(1)[:, :1].view(-1, *[1] * (P.dim() - 1)))
     elif isinstance(problem.P, SparseRows):
         n = problem.shape[-1]

@@ -92,7 +92,7 @@ class Known:
         problem: on the device and in the dtype of the recipe.
         x, row_dual: ``(B, n)`` and ``(B, m)``, float64, CPU; row_dual is one of several possible
             where the recipe links rows.
-        side, held: +1, -1 or 0: what is active at x, of the rows and of the bounds.
+        side, held: +1, -1 or 0: which side of each row and bound is active at x.
     """
 
     recipe: Recipe
@@ -104,7 +104,7 @@ class Known:
 
 
 # ---------------------------------------------------------------------------------------------
-# What is drawn
+# The kinds of problems
 # ---------------------------------------------------------------------------------------------
 
 
