@@ -32,6 +32,9 @@ PARITY = (
 )  # fmt: skip
 
 
+MOST_GROUPS = 30  # of an intersection
+
+
 class Draw:
     """Random choices for one problem."""
 
@@ -145,6 +148,11 @@ def draw_samples(draw: Draw, most: int, *, hard: bool = False, batched: bool = T
     return Samples(scores, groups, targets, weights, bounds, leaves)
 
 
+def count_of(groups: Tensor) -> int:
+    """How many groups an attribute can have."""
+    return groups.shape[-1] if groups.is_floating_point() else int(groups.max()) + 1
+
+
 def draw_notion(draw: Draw, samples: Samples, kind: type[Constraint] | None = None) -> Constraint:
     """A notion of any kind with a parameter that may or may not be feasible."""
     kinds = (
@@ -154,7 +162,10 @@ def draw_notion(draw: Draw, samples: Samples, kind: type[Constraint] | None = No
     kind = draw.one(*kinds) if kind is None else kind
     scale = float(samples.scores.detach().abs().max()) or 1.0
     names = [name for name in samples.groups if name != "age"]
-    on = draw.one(None, None, names[0], names[-1], tuple(names))
+    crossed = names
+    while math.prod(count_of(samples.groups[name]) for name in crossed) > MOST_GROUPS:
+        crossed = crossed[:-1]  # all pairs of hundreds of groups take minutes
+    on = draw.one(None, None, names[0], names[-1], tuple(crossed))
     tolerance: Any = draw.one(0.0, 0.0, 1e-6, 0.01, 0.03, 0.05, 0.1, 0.3, math.inf) * scale
     if math.isfinite(tolerance) and draw.chance(0.25):
         tolerance = draw.tensor(tolerance)
