@@ -13,7 +13,7 @@ from fairopt.agreement.data import REFERENCE, Answer
 from fairopt.agreement.parameters import names
 from fairopt.backends import Backend
 from fairopt.errors import ConvergenceError, FairoptError, ProblemError, UnsupportedProblemError
-from fairopt.programs.problem import LP, QP, Problem, select
+from fairopt.programs.problem import QP, Problem, select
 from fairopt.programs.solution import Solution, Status
 from fairopt.solving.autograd import answered, judged, solve
 
@@ -110,7 +110,7 @@ def wait(device: torch.device) -> None:
 
 def known_answer(problem: Problem, reference: Solution | Tensor) -> Answer:
     """A reference that is no backend."""
-    like = problem.c if isinstance(problem, LP) else problem.q
+    like = problem.lb
     batch = len(like)
     x = reference.x.detach() if isinstance(reference, Solution) else reference.detach()
     if x.dim() == 1 and batch == 1:

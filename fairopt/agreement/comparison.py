@@ -16,7 +16,7 @@ from fairopt.agreement.report import Agreement
 from fairopt.agreement.verdict import conclude
 from fairopt.backends import Backend
 from fairopt.errors import BackendNotFoundError, ProblemError, UnsupportedProblemError, whole_number
-from fairopt.programs.problem import LP, QP, Problem, unchecked
+from fairopt.programs.problem import LP, QP, Problem
 from fairopt.programs.solution import Solution
 from fairopt.tolerances import AGREEMENT, GRADIENT_AGREEMENT
 
@@ -68,17 +68,16 @@ def cross_validate(
         problem = problem.smoothed(smoothing)
     elif smoothing:
         raise ProblemError("smoothing: a QP needs none; give it a larger P instead")
-    data = detached(problem)
-    dtype = (data.c if isinstance(data, LP) else data.q).dtype
+    data = problem.detach()
+    dtype, device = data.lb.dtype, data.lb.device
     allowed = Allowed(
         as_tolerance("tolerance", tolerance, AGREEMENT[dtype]),
         as_tolerance("gradient_tolerance", gradient_tolerance, GRADIENT_AGREEMENT[dtype]),
     )
     generator = torch.Generator().manual_seed(seed)
     batch, _, n = data.shape
-    device = data.l.device
-    g = torch.randn(cotangents, batch, n, generator=generator, dtype=torch.float64).to(dtype)
-    g = g.to(device)
+    g = torch.randn(cotangents, batch, n, generator=generator, dtype=torch.float64)
+    g = g.to(device, dtype)
 
     asked, left_out = contenders(data, backends, reference)
     answers: list[Answer] = []
@@ -113,12 +112,9 @@ def check_arguments(
 ) -> None:
     if not isinstance(problem, (QP, LP)):
         raise ProblemError(f"problem: expected a QP or an LP, got {type(problem).__name__}")
-    for name, value, least in (
-        ("cotangents", cotangents, 1),
-        ("repeats", repeats, 0),
-        ("seed", seed, 0),
-    ):
-        whole_number(name, value, least, f"a whole number, at least {least}")
+    whole_number("cotangents", cotangents, 1, "a whole number, at least 1")
+    whole_number("repeats", repeats, 0, "a whole number, at least 0")
+    whole_number("seed", seed, 0, "a whole number, at least 0")
     if inputs is None:
         return
     if not isinstance(inputs, Mapping):
@@ -138,13 +134,6 @@ def as_tolerance(name: str, value: float | None, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         raise ProblemError(f"{name}: expected a number between 0 and 1, got {value!r}")
     return float(value)
-
-
-def detached(problem: Problem) -> Problem:
-    if isinstance(problem, QP):
-        return problem.detach()
-    plain = {k: v.detach() if isinstance(v, Tensor) else v for k, v in vars(problem).items()}
-    return unchecked(LP, **{**plain, "rows": problem.rows.detach()})
 
 
 def contenders(
@@ -177,21 +166,17 @@ def contenders(
             "reference: expected a backend's name, a Backend, a Solution or a tensor x, got "
             f"{type(reference).__name__}"
         )
-    found: list[tuple[str, Backend]] = []
+    found: list[Backend] = []
     for item in wanted:
-        if isinstance(item, str):
-            if item == "auto" or wanted.count(item) > 1:
-                raise ProblemError(
-                    f"backends: expected different names, each of one backend, got {item!r}"
-                    + ("" if item == "auto" else " twice")
-                )
-            backend = registry.get(item)
-        elif isinstance(item, Backend):
-            backend = item
-        else:
+        if not isinstance(item, (str, Backend)):
             raise ProblemError(f"backends: expected names or backends, got {item!r}")
-        found.append((backend.name, backend))
-    if len({id(backend) for _, backend in found}) < len(found):
+        if isinstance(item, str) and (item == "auto" or wanted.count(item) > 1):
+            raise ProblemError(
+                f"backends: expected different names, each of one backend, got {item!r}"
+                + ("" if item == "auto" else " twice")
+            )
+        found.append(registry.get(item) if isinstance(item, str) else item)
+    if len(set(map(id, found))) < len(found):
         raise ProblemError("backends: expected different ones, got one of them twice")
     asked = []
     for label, backend in labelled(found):
@@ -203,16 +188,13 @@ def contenders(
     return asked, left_out
 
 
-def labelled(found: Sequence[tuple[str, Backend]]) -> list[tuple[str, Backend]]:
+def labelled(found: Sequence[Backend]) -> list[tuple[str, Backend]]:
     """Labels that distinguish backends of one name by their options, and then by a number."""
-    labels = [name for name, _ in found]
-    labels = [
-        repr(backend) if labels.count(name) > 1 or name in (ORACLE, REFERENCE) else name
-        for name, backend in found
-    ]
+    taken = [ORACLE, REFERENCE, *(backend.name for backend in found)]
+    labels = [repr(each) if taken.count(each.name) > 1 else each.name for each in found]
     return [
         (label if labels.count(label) == 1 else f"{label} #{labels[:i].count(label) + 1}", backend)
-        for i, (label, (_, backend)) in enumerate(zip(labels, found, strict=True))
+        for i, (label, backend) in enumerate(zip(labels, found, strict=True))
     ]
 
 

@@ -30,8 +30,7 @@ def examine(problem: Problem, order: Sequence[Answer], allowed: Allowed) -> Merg
         y[take], w[take] = answer.row_dual[take], answer.bound_dual[take]
         solved = solved | take
     # Multipliers carry the rounding of the data divided by the smallest singular value.
-    like = problem.c if isinstance(problem, LP) else problem.q
-    rank = 100 * torch.finfo(like.dtype).eps / allowed.gradient
+    rank = 100 * torch.finfo(problem.lb.dtype).eps / allowed.gradient
     return Merged(x, y, w, solved, standing(problem, x, y, w, touch=allowed.solution, rank=rank))
 
 
@@ -116,8 +115,7 @@ def gradient_quantities(
         unit = sizes[name].reshape(len(tensor), 1, count) * G.T.unsqueeze(-1)
 
         def words(e: int, name: str = name, shape: torch.Size = shape, count: int = count) -> str:
-            index = torch.unravel_index(torch.tensor(e % count), shape)
-            return place(problem, name, tuple(int(i) for i in index))
+            return place(problem, name, index_of(e % count, shape))
 
         counts = where.standing.unique
         if name not in ("P", "q"):
@@ -130,6 +128,11 @@ def gradient_quantities(
         )  # fmt: skip
 
 
+def index_of(element: int, shape: torch.Size) -> tuple[int, ...]:
+    """The indices of an element that is numbered row by row."""
+    return tuple(map(int, torch.unravel_index(torch.tensor(element), shape)))
+
+
 def input_quantities(
     problem: Problem,
     answers: Sequence[Answer],
@@ -140,11 +143,8 @@ def input_quantities(
     """Gradients with respect to the tensors that the problem was computed from, by autograd."""
     assert isinstance(problem, QP)
     able = [a for a in answers if a.gradients and bool(a.accepted.all())]
-    differentiable = [
-        (name, tensor)
-        for name, tensor in zip(names(problem), problem.tensors, strict=True)
-        if tensor.requires_grad
-    ]
+    every = zip(names(problem), problem.tensors, strict=True)
+    differentiable = [(name, tensor) for name, tensor in every if tensor.requires_grad]
     if not able:
         return
     found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in inputs}
@@ -170,8 +170,7 @@ def input_quantities(
         def words(e: int, name: str = name, shape: torch.Size = tensor.shape) -> str:
             if not shape:
                 return name
-            index = torch.unravel_index(torch.tensor(e % math.prod(shape)), shape)
-            return f"{name}[{', '.join(str(int(i)) for i in index)}]"
+            return f"{name}{[*index_of(e % math.prod(shape), shape)]}"
 
         yield Quantity(
             f"gradient of {name}", values, dict.fromkeys(values, one > 0),

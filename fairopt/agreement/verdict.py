@@ -97,11 +97,10 @@ def conclude(
 def described(problem: Problem) -> str:
     batch, m, n = problem.shape
     kind = "linear" if isinstance(problem, LP) else "quadratic"
-    like = problem.c if isinstance(problem, LP) else problem.q
     return (
         f"{batch} {kind} program{'s' if batch != 1 else ''}, {n} variable{'s' if n != 1 else ''}, "
         f"{m} row{'s' if m != 1 else ''}, "
-        f"{str(like.dtype).removeprefix('torch.')} on {like.device}"
+        f"{str(problem.lb.dtype).removeprefix('torch.')} on {problem.lb.device}"
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fairopt.backends import Backend
 from fairopt.errors import UnsupportedProblemError
-from fairopt.programs.problem import LP, Problem, SparseRows
+from fairopt.programs.problem import QP, Problem, SparseRows
 from fairopt.programs.solution import Solution, Status
 from fairopt.solving.autograd import OPTIMALITY
 from fairopt.testing.failing import Failing
@@ -64,12 +64,7 @@ def answer(solver: Backend, recipe: Recipe) -> Solution:
 def data(problem: Problem) -> tuple[Tensor, ...]:
     """Every tensor of a problem."""
     structure: tuple[Tensor, ...] = problem.rows.structure
-    if isinstance(problem, LP):
-        return (
-            problem.c, *problem.rows.tensors, problem.l, problem.u, problem.lb, problem.ub,
-            *structure,
-        )  # fmt: skip
-    if isinstance(problem.P, SparseRows):
+    if isinstance(problem, QP) and isinstance(problem.P, SparseRows):
         structure = (*structure, *problem.P.structure)
     return (*problem.tensors, *structure)
 
@@ -77,7 +72,7 @@ def data(problem: Problem) -> tuple[Tensor, ...]:
 def well_formed(solver: Backend, problem: Problem, solution: Solution) -> None:
     """Shapes, dtypes, devices and statuses are those that ``Backend.solve`` promises."""
     batch, m, n = problem.shape
-    like = problem.c if isinstance(problem, LP) else problem.q
+    like = problem.lb
     for name, tensor, shape, dtype in (
         ("x", solution.x, (batch, n), like.dtype),
         ("row_dual", solution.row_dual, (batch, m), torch.float64),
