@@ -21,8 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fairopt.programs.block_rows import BlockRows
-from fairopt.programs.problem import QP, CellRows, DenseRows, Problem, Rows, SparseRows, row_name
+from fairopt.programs.problem import QP, DenseRows, Problem, Rows, SparseRows, row_name
 
 SIDES = ("l", "u", "lb", "ub")
 
@@ -50,12 +49,10 @@ def place(problem: Problem, name: str, index: tuple[int, ...]) -> str:
         words *= 2
     elif name == "rows.values" and isinstance(rows, SparseRows):
         words = [row_word(problem, int(rows.row[index[0]])), str(int(rows.column[index[0]]))]
-    elif name in ("l", "u", "row_dual", "rows"):
+    elif name in ("l", "u", "row_dual", "rows", "rows.coefficient"):
         words[0] = row_word(problem, index[0])
-    elif name == "rows.coefficient" and isinstance(rows, CellRows):
-        words = [row_word(problem, index[0]), f"cell {index[1]}"]
-    elif name == "rows.coefficient" and isinstance(rows, BlockRows):
-        words = [row_word(problem, index[0]), f"cell {index[1]}", f"place {index[2]}"]
+        if name == "rows.coefficient":
+            words[1:] = map(" ".join, zip(("cell", "place"), words[1:]))  # noqa: B905
     return f"{name}[{', '.join(words)}]" if words else name
 
 

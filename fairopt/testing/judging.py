@@ -115,15 +115,11 @@ def precise(solution: Solution, b: int) -> None:
     """Problem b of the batch meets the promise, by our residuals."""
     found, dtype = solution.residuals, solution.x.dtype
     primal = float(found.primal[b])
+    outside = "x is outside its bounds; clip it last"
+    fault = outside if primal == float("inf") else f"a row is violated by {primal:.1e} of its scale"
     expect(
         primal <= ROW_PRECISION[dtype],
-        f"problem {b}: "
-        + (
-            "x is outside its bounds; clip it last"
-            if primal == float("inf")
-            else f"a row is violated by {primal:.1e} of its scale"
-        )
-        + f"; promised are bounds exactly, rows to {ROW_PRECISION[dtype]:.0e}",
+        f"problem {b}: {fault}; promised are bounds exactly, rows to {ROW_PRECISION[dtype]:.0e}",
     )
     for name in ("stationarity", "dual_sign", "complementarity"):
         value = float(getattr(found, name)[b])

@@ -455,18 +455,16 @@ def equations(P: Tensor, A: Tensor, side: Tensor, held: Tensor) -> tuple[Tensor,
 def reference(problem: Problem, side: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
     """x and the row multipliers of an active set that is known: ``(B, n)``, ``(B, m)``, float64."""
     if isinstance(problem, LP):
-        linear = problem.c
-        P = linear.new_zeros(*linear.shape, linear.shape[-1])
+        linear, quadratic = problem.c, torch.zeros_like(problem.c)
     else:
         linear = problem.q
-        quadratic = problem.P
-        if isinstance(quadratic, SparseRows):
-            quadratic = quadratic.to_dense().matrix
-        P = torch.diag_embed(quadratic) if quadratic.dim() == 2 else quadratic
+        P = problem.P
+        quadratic = P.to_dense().matrix if isinstance(P, SparseRows) else P
+    square = torch.diag_embed(quadratic) if quadratic.dim() == 2 else quadratic
     # In float64 before cells and weights are multiplied, or the product would be rounded.
     A = problem.rows.with_tensors(*(t.double() for t in problem.rows.tensors)).to_dense().matrix
     P, A, q, l, u, lb, ub = (
-        t.detach().cpu().double() for t in (P, A, linear, problem.l, problem.u, problem.lb,
+        t.detach().cpu().double() for t in (square, A, linear, problem.l, problem.u, problem.lb,
                                             problem.ub)
     )  # fmt: skip
     x, y = torch.zeros_like(q), torch.zeros_like(l)
