@@ -330,7 +330,7 @@ def test_what_the_shares_say_of_all(seed):
         values = []
         for stream in streams:
             sums = stream._state.sums.sum(0)
-            if stream._state.others is not None:
+            if stream._state.shared:
                 sums = sums - stream._state.others[: len(sums)]
             if sums.shape[1] == 2 and sums[0].all():
                 means = sums[1] / sums[0]

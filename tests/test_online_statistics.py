@@ -32,6 +32,7 @@ from fairopt import (
     audit,
 )
 from fairopt.kernels.stream import accumulate
+from fairopt.kernels.stream_records import Samples
 
 NOTIONS = {
     "parity": DemographicParity(0.05, on="a"),
@@ -221,10 +222,11 @@ def test_sums_are_exact(values, weights):
     x = np.array(values[:n])
     w = np.array(weights[:n])
     sums = np.zeros((2, 5, 1))
-    accumulate(
-        sums, np.zeros(1, np.int64), 1.0, 1.0, np.zeros(n, np.int64), np.zeros((0, 0)), w, x,
-        np.zeros(0), np.zeros((n, 0)), 0, n,
+    samples = Samples(
+        np.array(x), np.zeros(n, np.int64), np.zeros((0, 0)), w, np.zeros(0), np.zeros((n, 0)),
+        False,
     )  # fmt: skip
+    accumulate(sums, np.zeros(1, np.int64), 1.0, 1.0, samples, x, 0, n)
     exact = sum((Fraction(a) * Fraction(b) for a, b in zip(w, x, strict=True)), Fraction(0))
     size = sum((abs(Fraction(a) * Fraction(b)) for a, b in zip(w, x, strict=True)), Fraction(0))
     got = Fraction(sums[0, 1, 0]) + Fraction(sums[1, 1, 0])

@@ -6,13 +6,10 @@ import math
 
 import numpy as np
 
+from fairopt.kernels.stream_records import AWAY, SEEN, Arrays, Floats, Samples
 from fairopt.online.feedback.hard import Opened
 from fairopt.online.feedback.paper import answer
-from fairopt.online.layout import Arrays, Floats
-from fairopt.online.reading import Samples
-from fairopt.online.state import AWAY, SEEN, State, kernels
-
-COUNT = 5  # as how many samples a row counts, in what ``kernels.evaluate`` finds
+from fairopt.online.state import State, kernels
 
 
 def count_batch(state: State, part: Samples, x: Floats, arrays: Arrays, step: float | None) -> None:
@@ -28,13 +25,9 @@ def count_batch(state: State, part: Samples, x: Floats, arrays: Arrays, step: fl
     compiled = kernels()
     if step is not None:
         answer(state, Opened(State(state.programme), part, arrays), x, arrays, step)
-    compiled.close_batch(
-        part.cell, part.chances, part.weight, part.y, part.v, 0, len(x), False, x,
-        state.pending if part.expected else state.sums, state.counts, state.totals, part.expected,
-    )  # fmt: skip
-    state.extent[0] = min(state.extent[0], part.scores.min())
-    state.extent[1] = max(state.extent[1], part.scores.max())
+    compiled.close_batch(part, 0, len(x), state.statistics(), x, False)
+    compiled.widen(state.extent, part.scores, 0, len(x))
     now = Opened(state, part.part(0, 0), arrays)  # before a batch of nobody: what the rows are now
-    root = np.sqrt(np.where(now.here, now.found[:, COUNT], 0.0))
+    root = np.sqrt(np.where(now.here, now.rows.counted, 0.0))
     state.rows[:, SEEN] = np.maximum(state.rows[:, SEEN], root)
     state.rows[:, AWAY] = math.inf  # the identity holds again from the rule's next step on

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fairopt.errors import ProblemError, whole_number
-from fairopt.online.layout import Floats, Integers, Programme
+from fairopt.kernels.stream_records import MULTIPLIER, Floats, Integers
+from fairopt.online.layout import Programme
 from fairopt.online.packing import packed, unpacked
 from fairopt.online.report import pooled
-from fairopt.online.state import MULTIPLIER, State
+from fairopt.online.state import State
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -227,11 +228,11 @@ class Records:
 
 def table(state: State, made: Programme) -> Floats:
     """The columns of the rows of a state, ``(5, m)``."""
-    _, value, found = pooled(state, made)
-    low, high = found[:, 2], found[:, 3]
+    _, found = pooled(state, made)
+    value, low, high = found.value, found.lower, found.upper
     excess = np.maximum(0.0, np.maximum(low - value, value - high))
     columns = np.stack([value, low, high, excess, state.rows[:, MULTIPLIER]])
-    return np.where(found[:, 0] > 0.0, columns, np.nan)
+    return np.where(found.here > 0.0, columns, np.nan)
 
 
 def check_history(most: object) -> int | None:

@@ -7,24 +7,28 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fairopt.errors import ProblemError, UnsupportedProblemError
 from fairopt.formulation.template import MOST_CELLS, Plan, Terms, Trace, plan, trace
+from fairopt.kernels.stream_records import (
+    EACH_V,
+    FEATURES,
+    MASS,
+    OVER,
+    TARGETS,
+    Arrays,
+    Floats,
+    Integers,
+)
 from fairopt.notions.catalogue import Constraint
 from fairopt.notions.functionals import OUTCOME, TARGET, Axis, attribute_axis
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-
 CPU = torch.device("cpu")
-# Of numbers that are squared, and of the weights of squares: a billion of them can be summed.
-MASS, TARGETS, FEATURES = 0, 3, 5  # rows of the sums, as in fairopt.kernels.stream
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,6 @@ class Layout:
         """With more codes of some attributes."""
         codes = tuple((name, tuple(sorted({*old, *new.get(name, ())}))) for name, old in self.codes)
         return Layout(self.names, codes, self.soft, self.continuous)
-
-
-class Arrays(NamedTuple):
-    """The rows in numbers that do not depend on the data; see ``kernels.evaluate``."""
-
-    sets: Floats
-    linear_index: Integers
-    factor: Floats
-    const_index: Integers
-    const_factor: Floats
-    needs: Integers
-    sides: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +142,7 @@ class Programme:
             for name, over in rows.linear_features
         ]
         constant = [MASS] + [
-            TARGETS if kind is TARGET else FEATURES + 3 * names.index(str(kind))
+            TARGETS if kind is TARGET else FEATURES + EACH_V * names.index(str(kind))
             for kind in rows.constant_features
         ]
         none = np.zeros((len(rows.names), 0))
@@ -158,7 +150,7 @@ class Programme:
             rows.grid[0].numpy(),
             indices(rows.linear, linear),
             rows.linear.factor.numpy(),
-            none[..., None].astype(np.int64).repeat(6, -1)
+            none[..., None].astype(np.int64).repeat(1 + OVER, -1)
             if rows.constant is None
             else indices(rows.constant, [(row, -1) for row in constant]),
             none if rows.constant is None else rows.constant.factor.numpy(),

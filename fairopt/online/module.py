@@ -16,36 +16,28 @@ from torch import Tensor
 from fairopt.errors import ProblemError, whole_number
 from fairopt.formulation.inputs import as_constraints, both, check_bounds, rounded_inwards
 from fairopt.formulation.samples import GroupCounts, Groups
+from fairopt.kernels.stream_records import (
+    AWAY,
+    MEMORY,
+    MULTIPLIER,
+    PENDING,
+    SAMPLES,
+    Arrays,
+    Floats,
+    Samples,
+    Settings,
+)
 from fairopt.notions.catalogue import Constraint
 from fairopt.online.counting import count_batch
 from fairopt.online.feedback.hard import hard_batch
 from fairopt.online.feedback.paper import paper_batch, theorem
 from fairopt.online.history import History, Records, check_history
-from fairopt.online.layout import Arrays, Floats, Layout, labelled, programme
+from fairopt.online.layout import Layout, Programme, labelled, programme
 from fairopt.online.persistence import differences, read_state, write_state
-from fairopt.online.reading import (
-    NO_CELLS,
-    NO_CHANCES,
-    NOTHING,
-    ONE,
-    Samples,
-    UnknownGroup,
-    read,
-    read_predictions,
-)
+from fairopt.online.reading import Declared, UnknownGroup, read, read_predictions
 from fairopt.online.report import OnlineReport, report_of
 from fairopt.online.sharing import Common, Part, meeting, origin_of, parts_from, pooled, resumed
-from fairopt.online.state import (
-    ARRAYS,
-    AWAY,
-    EXTRAS,
-    MEMORY,
-    MULTIPLIER,
-    PENDING,
-    SAMPLES,
-    State,
-    kernels,
-)
+from fairopt.online.state import ARRAYS, EXTRAS, State, kernels
 from fairopt.online.workers import gather
 from fairopt.tolerances import MOST
 
@@ -64,7 +56,6 @@ EARLY = 600.0
 FAST = (torch.float32, torch.float64)
 CODES = (torch.int64, torch.int32, torch.uint8, torch.bool)
 TABLE = 64
-NO_FEATURES = np.zeros((1, 0))
 ALL = (None,)
 
 
@@ -140,7 +131,7 @@ class OnlineParity(torch.nn.Module):
         self.group_counts = group_counts
         self.unknown_group = unknown_group
         self._moments = check_history(history)
-        self._settings: dict[torch.dtype, Floats] = {}
+        self._settings: dict[torch.dtype, Settings] = {}
         self._lock = threading.RLock()
         self._meeting = threading.Lock()
         self._begin(State(), Common(), records=b"")
@@ -212,7 +203,6 @@ class OnlineParity(torch.nn.Module):
                 awaited; the state is as before.
         """
         with self._lock:
-            arguments = (self.group_counts, self.unknown_group)
             known = self._state.programme
             if known is None or not known.needs_targets:
                 raise ProblemError(
@@ -221,34 +211,25 @@ class OnlineParity(torch.nn.Module):
                 )
             if targets is None:
                 raise ProblemError("targets: expected a tensor, got None")
-            forecast = read(self.constraints, known, scores, groups, None, weights, *arguments)
-            actual = read(self.constraints, known, scores, groups, targets, weights, *arguments)
-            served = read(
-                self.constraints, known, predictions, groups, targets, weights, *arguments
-            ).scores
+            how = self._declared()
+            made, forecast = read(how, known, scores, groups, None, weights)
+            _, actual = read(how, known, scores, groups, targets, weights)
+            served = read(how, known, predictions, groups, targets, weights)[1].scores
             n, awaited = len(served), int(self._state.totals[PENDING])
             if n > awaited or len(actual.scores) != n:
                 raise ProblemError(
                     f"observe: expected at most {awaited} samples, as many as await targets, got "
                     f"{n}; each sample is observed once, and only if it was served without targets"
                 )
-            if forecast.programme.layout != known.layout:
+            if made.layout != known.layout:
                 raise ProblemError(
                     "observe: expected groups of samples that were served, got new ones"
                 )
             state = self._state.copy()
             compiled = kernels()
-            compiled.accumulate(
-                state.pending, state.counts, 0.0, -1.0, forecast.cell, forecast.chances,
-                forecast.weight, served, forecast.y, forecast.v, 0, n,
-            )  # fmt: skip
-            compiled.accumulate(
-                state.sums, state.counts, 1.0, 1.0, actual.cell, actual.chances, actual.weight,
-                served, actual.y, actual.v, 0, n,
-            )  # fmt: skip
-            compiled.replace_forecast(
-                state.sums, actual.cell, actual.chances, actual.weight, actual.y, forecast.y
-            )
+            compiled.accumulate(state.pending, state.counts, 0.0, -1.0, forecast, served, 0, n)
+            compiled.accumulate(state.sums, state.counts, 1.0, 1.0, actual, served, 0, n)
+            compiled.replace_forecast(state.sums, actual, forecast.y)
             state.totals[SAMPLES] += n
             state.totals[PENDING] -= n
             if state.totals[PENDING] == 0:
@@ -285,21 +266,19 @@ class OnlineParity(torch.nn.Module):
             given = predictions if scores is None else scores
             if scores is None:
                 read_predictions(predictions, predictions)  # its errors name the right argument
-            samples = read(
-                self.constraints, self._state.programme, given, groups, targets, weights,
-                self.group_counts, self.unknown_group, several=True,
+            made, samples = read(
+                self._declared(), self._state.programme, given, groups, targets, weights,
+                several=True,
             )  # fmt: skip
             x = read_predictions(predictions, given)
-            made = samples.programme.plan
-            if scores is None and (samples.expected or made.scores):
+            if scores is None and (samples.expected or made.plan.scores):
                 raise ProblemError(
                     "scores: expected those that the predictions were served for, got none; "
                     + ("forecasts stand for targets, " if samples.expected else "bins of scores, ")
                     + "and they are read from the scores"
                 )
-            self._check(samples)
-            working = self._working(samples)
-            arrays = samples.programme.arrays()
+            self._check(made, samples.expected)
+            working, arrays = self._working(made), made.arrays()
             step = self.step_size if self.feedback == "batch" else None
             size = len(x) if given.dim() == 1 or given.shape[1] == 1 else given.shape[1]
             records = None if self._records is None else self._records.copy()
@@ -324,16 +303,15 @@ class OnlineParity(torch.nn.Module):
                 fast = self._fast(scores, groups, batch_size)
                 if fast is not None:
                     return fast
-            samples = read(
-                self.constraints, self._state.programme, scores, groups, targets, weights,
-                self.group_counts, self.unknown_group,
-            )  # fmt: skip
-            self._check(samples)
-            working = self._working(samples)
+            made, samples = read(
+                self._declared(), self._state.programme, scores, groups, targets, weights
+            )
+            self._check(made, samples.expected)
+            working = self._working(made)
             size = len(samples.scores) if batch_size is None else batch_size
             kept = self._records if update else None
             records = None if kept is None else kept.copy()
-            x = self._through(working, samples, size, scores.dtype, records)
+            x = self._through(working, made.arrays(), samples, size, scores.dtype, records)
             if update:
                 self._keep(working, records)
         return torch.from_numpy(x).to(scores.device, scores.dtype).reshape(scores.shape)
@@ -354,42 +332,42 @@ class OnlineParity(torch.nn.Module):
             or scores.shape[0] == 0
         ):
             return None
-        programme_arrays, table, codes, settings = ready
+        known, statistics, arrays, settings = ready
         single = scores.dtype == torch.float32
         # Contiguous: for other layouts Numba would compile everything once more.
         values = np.ascontiguousarray(scores.detach().numpy(), np.float64)
-        cell = np.empty(len(values), np.int64)
-        places = np.ascontiguousarray(groups.numpy())
-        compiled, state = self._compiled, self._state
-        status, _ = compiled.positions(values, places, table, codes, cell)
-        if status:  # a new group, or something to refuse: the long way says which
-            return None
-        out, records, size = np.empty(len(values)), self._records, batch_size or len(values)
-        for at in ALL if records is None else records.stretches(state, len(values), size):
-            part = (values, cell, out) if at is None else (values[at], cell[at], out[at])
-            compiled.stream(
-                part[0], part[1], NO_CHANCES, ONE, NOTHING, NO_FEATURES, size, single, False,
-                state.sums, state.pending, state.others, state.counts, state.totals, state.extent,
-                state.rows, settings[single], programme_arrays, part[2],
-            )  # fmt: skip
+        codes = np.ascontiguousarray(groups.numpy())
+        serve, out = self._compiled.stream_codes, np.empty(len(values))
+        records, size = self._records, batch_size or len(values)
+        if records is None:
+            good = serve(
+                values, codes, known, statistics, arrays, settings[single], size, single, out
+            )
+            if not good:  # a new group, or something to refuse: the long way says which
+                return None
+        else:
+            if not self._compiled.positions(values, codes, *known, np.empty(len(out), np.int64)):
+                return None
+            for at in records.stretches(self._state, len(values), size):
+                serve(
+                    values[at], codes[at], known, statistics, arrays, settings[single], size,
+                    single, out[at],
+                )  # fmt: skip
         return torch.from_numpy(out.astype(np.float32) if single else out)
 
     def _through(
-        self, state: State, samples: Samples, size: int, dtype: torch.dtype,
+        self, state: State, arrays: Arrays, samples: Samples, size: int, dtype: torch.dtype,
         records: Records | None,
     ) -> Floats:  # fmt: skip
         """All samples, ``size`` at a time; ``state`` and ``records`` are updated."""
-        arrays, settings = samples.programme.arrays(), self._settings_for(dtype)
-        compiled = kernels()
+        settings, compiled = self._settings_for(dtype), kernels()
         single, half = dtype == torch.float32, dtype not in FAST
-        out = np.empty(len(samples.scores))
+        out, statistics = np.empty(len(samples.scores)), state.statistics()
         if self.feedback == "pooled" and not half:
             for at in ALL if records is None else records.stretches(state, len(out), size):
                 part = samples if at is None else samples.part(at.start, at.stop)
                 compiled.stream(
-                    part.scores, part.cell, part.chances, part.weight, part.y, part.v, size, single,
-                    part.expected, state.sums, state.pending, state.others, state.counts,
-                    state.totals, state.extent, state.rows, settings, tuple(arrays),
+                    tuple(part), tuple(statistics), tuple(arrays), tuple(settings), size, single,
                     out if at is None else out[at],
                 )  # fmt: skip
             return out
@@ -397,40 +375,33 @@ class OnlineParity(torch.nn.Module):
             part = samples.part(first, first + size)
             x = self._one(state, part, arrays, settings)
             x = torch.from_numpy(x).to(dtype).double().numpy()
-            compiled.close_batch(
-                part.cell, part.chances, part.weight, part.y, part.v, 0, len(x), False, x,
-                state.pending if part.expected else state.sums, state.counts, state.totals,
-                part.expected,
-            )  # fmt: skip
+            compiled.close_batch(part, 0, len(x), statistics, x, False)
             out[first : first + size] = x
             if records is not None:
                 records.take(state)
         return out
 
-    def _one(self, state: State, part: Samples, arrays: Arrays, settings: Floats) -> Floats:
+    def _one(self, state: State, part: Samples, arrays: Arrays, settings: Settings) -> Floats:
         """The predictions of one batch, not yet counted."""
-        bounds = float(settings[-2]), float(settings[-1])
+        bounds = settings.low, settings.high
         if self.feedback == "batch":
             return paper_batch(state, part, arrays, bounds, self.step_size)
         if self.feedback == "hard" and state.served + len(part.scores) > self.warm_up:
             x, dual, left = hard_batch(state, part, arrays, bounds)
             state.rows[:, MULTIPLIER], state.rows[:, MEMORY], state.rows[:, AWAY] = dual, 0.0, left
-            state.extent[0] = min(state.extent[0], part.scores.min())
-            state.extent[1] = max(state.extent[1], part.scores.max())
+            kernels().widen(state.extent, part.scores, 0, len(x))
             return x
         x = np.empty(len(part.scores))
         trial = state.copy()  # its sums are counted later, in the dtype that is returned
         kernels().stream(
-            part.scores, part.cell, part.chances, part.weight, part.y, part.v, len(x), False,
-            part.expected, trial.sums, trial.pending, trial.others, trial.counts, trial.totals,
-            trial.extent, trial.rows, settings, tuple(arrays), x,
-        )  # fmt: skip
+            tuple(part), tuple(trial.statistics()), tuple(arrays), tuple(settings), len(x), False, x
+        )
         state.rows[...], state.extent[...] = trial.rows, trial.extent
         return x
 
-    def _check(self, samples: Samples) -> None:
+    def _check(self, made: Programme, expected: bool) -> None:
         """Raise where the notions do not fit to bounds or feedback."""
-        made, lower = samples.programme, self.bounds[0]
+        lower = self.bounds[0]
         if made.plan.nonnegative and not lower >= 0:
             raise ProblemError(
                 f"bounds: {', '.join(made.plan.nonnegative)} needs a lower bound of at least 0, "
@@ -438,7 +409,7 @@ class OnlineParity(torch.nn.Module):
             )
         if self.feedback != "batch":
             return
-        if samples.expected:
+        if expected:
             raise ProblemError(
                 f"targets: feedback='batch' with {', '.join(made.plan.targeted)} needs them with "
                 "the scores, got none; pass them, or take feedback='pooled'"
@@ -538,7 +509,6 @@ class OnlineParity(torch.nn.Module):
             mine = self._part("")
             found = gather(mine.to_bytes(self.configuration()), process_group)
             common = meeting(self.constraints, parts_from(self.constraints, found))
-            self._prepare(common)
             with self._lock:
                 state = resumed(self.constraints, common.state, mine.state, self._state)
                 self._begin(state, common)
@@ -594,7 +564,7 @@ class OnlineParity(torch.nn.Module):
             "unknown_group": self.unknown_group,
         }
 
-    def _settings_for(self, dtype: torch.dtype) -> Floats:
+    def _settings_for(self, dtype: torch.dtype) -> Settings:
         """The settings of the kernels, with bounds that the dtype can hold."""
         found = self._settings.get(dtype)
         if found is None:
@@ -607,9 +577,7 @@ class OnlineParity(torch.nn.Module):
                 dtype,
             )  # fmt: skip
             early = EARLY if self.feedback == "pooled" else 0.0  # a warm-up has to end inside
-            found = np.array(
-                [self.step_size, FORGET, HASTE, MARGIN, early, high - low, low, high], np.float64
-            )
+            found = Settings(self.step_size, FORGET, HASTE, MARGIN, early, high - low, low, high)
             self._settings[dtype] = found
         return found
 
@@ -638,17 +606,6 @@ class OnlineParity(torch.nn.Module):
         with self._meeting:
             self._begin(state, common, origin, records=extras["history"])
 
-    def _prepare(self, common: Common) -> None:
-        """Have the kernels compiled for shares, which takes seconds, while others are served."""
-        state, made = common.state.copy(), common.state.programme
-        common.divide(state)
-        if self.feedback == "pooled" and made is not None and state.others is not None:
-            kernels().stream(
-                NOTHING, NO_CELLS, NO_CHANCES, ONE, NOTHING, NO_FEATURES, 1, False, False,
-                state.sums, state.pending, state.others, state.counts, state.totals, state.extent,
-                state.rows, self._settings_for(torch.float64), tuple(made.arrays()), NOTHING.copy(),
-            )  # fmt: skip
-
     def _begin(
         self, state: State, common: Common, origin: str = "", records: bytes | None = None
     ) -> None:
@@ -670,9 +627,12 @@ class OnlineParity(torch.nn.Module):
                 self._records = new
             self._commit(state)
 
-    def _working(self, samples: Samples) -> State:
-        """A copy of the state, with room for the groups of these samples."""
-        state, made = self._state, samples.programme
+    def _declared(self) -> Declared:
+        return Declared(self.constraints, self.group_counts, self.unknown_group)
+
+    def _working(self, made: Programme) -> State:
+        """A copy of the state, with room for the groups of a programme."""
+        state = self._state
         return state.copy() if made is state.programme else state.moved(made)
 
     def _keep(self, working: State, records: Records | None) -> None:
@@ -708,8 +668,10 @@ class OnlineParity(torch.nn.Module):
             table = np.full(TABLE, -1, np.int64)
             small = codes[codes < TABLE]
             table[small] = np.arange(len(small))
-            settings = [self._settings_for(torch.float64), self._settings_for(torch.float32)]
-            self.__dict__["_ready"] = (tuple(made.arrays()), table, codes, settings)
+            settings = [tuple(self._settings_for(d)) for d in (torch.float64, torch.float32)]
+            self.__dict__["_ready"] = (
+                (table, codes), tuple(state.statistics()), tuple(made.arrays()), settings,
+            )  # fmt: skip
             self.__dict__["_compiled"] = kernels()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnlineParity:

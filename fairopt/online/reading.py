@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,64 +19,32 @@ from fairopt.formulation.samples import (
     read_groups,
 )
 from fairopt.formulation.template import Plan, plan
+from fairopt.kernels.stream_records import Floats, Integers, Samples
 from fairopt.notions.catalogue import Constraint
 from fairopt.notions.functionals import OUTCOME, Axis
-from fairopt.online.layout import Floats, Integers, Layout, Programme, programme
+from fairopt.online.layout import Layout, Programme, programme
 from fairopt.tolerances import MOST, MOST_WEIGHT
 
 UnknownGroup = Literal["add", "raise"]
 
-NOTHING = np.zeros(0)
-NO_CHANCES = np.zeros((0, 0))
-NO_CELLS = np.zeros(0, np.int64)
-ONE = np.ones(1)
 
+class Declared(NamedTuple):
+    """What a stream was made with that says how its samples are read."""
 
-@dataclass(eq=False)
-class Samples:
-    """The samples of a call in numbers, as ``kernels.accumulate`` takes them.
-
-    Attributes:
-        programme: the rows and cells that they belong to.
-        scores: float64 ``(n,)``.
-        cell, chances, weight, y, v: as ``kernels.accumulate`` has them.
-        expected: whether the targets are forecasts.
-    """
-
-    programme: Programme
-    scores: Floats
-    cell: Integers
-    chances: Floats
-    weight: Floats
-    y: Floats
-    v: Floats
-    expected: bool
-
-    def part(self, first: int, last: int) -> Samples:
-        """Some of them, in order."""
-        return Samples(
-            self.programme,
-            self.scores[first:last],
-            self.cell[first:last],
-            self.chances[first:last],
-            self.weight[first:last] if len(self.weight) > 1 else self.weight,
-            self.y[first:last],
-            self.v[first:last],
-            self.expected,
-        )
+    constraints: tuple[Constraint, ...]
+    group_counts: GroupCounts
+    unknown_group: UnknownGroup
 
 
 def read(
-    constraints: tuple[Constraint, ...],
+    declared: Declared,
     known: Programme | None,
     scores: Tensor,
     groups: Groups,
     targets: Tensor | None,
     weights: Tensor | None,
-    group_counts: GroupCounts,
-    unknown_group: UnknownGroup,
     several: bool = False,
-) -> Samples:
+) -> tuple[Programme, Samples]:
     """The samples in numbers, with a programme that knows all their groups.
 
     Args:
@@ -87,6 +54,7 @@ def read(
         ProblemError: something of the input is not what ``formulate`` takes, or does not fit to the
             calls before.
     """
+    constraints, group_counts, unknown_group = declared
     flat = as_batch(wide(scores).detach())
     check_finite(scores, flat)
     if len(flat) != 1 and not several:
@@ -105,8 +73,8 @@ def read(
                 f"groups[{name!r}]: expected integer or bool codes, got {continuous[name].dtype}; "
                 "convert categories with .long(), or pass chances of membership as a matrix (n, G)"
             )
-    declared = counted(group_counts, groups, made.attributes) or {}
-    layout = seen(known, attributes, tuple(continuous), soft, made, declared, unknown_group)
+    counts = counted(group_counts, groups, made.attributes) or {}
+    layout = seen(known, attributes, tuple(continuous), soft, made, counts, unknown_group)
     expected = bool(made.targeted) and targets is None
     if expected:
         targets = forecast(made, flat)
@@ -123,7 +91,7 @@ def read(
         parts.append(outcome)
     n, problems = flat.numel(), len(flat)
     arrays = [in_order(part, problems) for part in parts]
-    cell, chances = NO_CELLS, NO_CHANCES
+    cell, chances = np.zeros(0, np.int64), np.zeros((0, 0))
     if any(array.ndim == 2 for array in arrays):
         chances = joint_chances(ready.axes, arrays, n)
         cell = np.zeros(n, np.int64)
@@ -131,12 +99,11 @@ def read(
         cell = cells(ready.axes, arrays, n)
     features = [in_order(continuous[name], problems) for name in ready.features]
     found = Samples(
-        ready,
         in_order(flat.double(), problems).astype(np.float64),
         cell,
         chances,
-        ONE if weight is None else in_order(weight, problems).astype(np.float64),
-        NOTHING if values is None else in_order(values, problems).astype(np.float64),
+        np.ones(1) if weight is None else in_order(weight, problems).astype(np.float64),
+        np.zeros(0) if values is None else in_order(values, problems).astype(np.float64),
         np.stack(features, 1) if features else np.zeros((n, 0)),
         expected,
     )
@@ -145,7 +112,7 @@ def read(
     check_summable("targets", found.y)
     for f, name in enumerate(ready.features):
         check_summable(f"groups[{name!r}]", found.v[:, f])
-    return found
+    return ready, found
 
 
 def check_summable(name: str, values: Floats, most: float = MOST) -> None:

@@ -9,8 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from fairopt.kernels.stream_records import (
+    AWAY,
+    MASS,
+    MEMORY,
+    MULTIPLIER,
+    SAMPLES,
+    VALUE,
+    Floats,
+    Rows,
+)
 from fairopt.online.layout import Programme
-from fairopt.online.state import PENDING, SAMPLES, State, kernels
+from fairopt.online.state import State, kernels
 
 
 @dataclass(frozen=True)
@@ -138,48 +148,41 @@ def report_of(state: State, feedback: str, paper: tuple[float, float]) -> Online
     samples, batches, pending = map(int, state.totals)
     if made is None:
         return OnlineReport(feedback, samples, pending, batches, (), (), (), *paper)
-    now, value, found = pooled(state, made)
+    now, found = pooled(state, made)
     groups = []
     certain = int(state.counts.sum()) == samples
-    shared = state.others is not None
     for k, label in enumerate(made.labels):
-        mass = float(now[0, k])
+        mass = float(now[MASS, k])
         if mass > 0.0:
             count = float(state.counts[k]) if certain else mass
-            groups.append(GroupReport(label, count, mass, float(now[1, k] / mass)))
+            groups.append(GroupReport(label, count, mass, float(now[VALUE, k] / mass)))
     rows, skipped = [], [f"{name}: only one group" for name in made.rows.alone]
     for r, name in enumerate(made.rows.names):
-        here, _, low, high, _, count, _ = map(float, found[r])
-        if not here:
+        if not found.here[r]:
             skipped.append(f"{name}: a group has no samples")
             continue
-        v = float(value[r])
-        multiplier, memory, _, away = map(float, state.rows[r])
-        bound = math.inf if pending or shared else abs(away)
+        low, v, high = float(found.lower[r]), float(found.value[r]), float(found.upper[r])
+        multiplier, memory = (float(state.rows[r, c]) for c in (MULTIPLIER, MEMORY))
+        bound = math.inf if pending or state.shared else abs(float(state.rows[r, AWAY]))
         owner = type(made.rows.constraints[made.rows.owners[r]]).__name__
         excess = max(0.0, low - v, v - high)
         bound = math.nan if feedback == "batch" else bound
+        count = float(found.counted[r])
         rows.append(RowReport(name, owner, v, low, high, excess, multiplier, memory, count, bound))
     return OnlineReport(
         feedback, samples, pending, batches, tuple(groups), tuple(rows), tuple(skipped), *paper
     )
 
 
-def pooled(state: State, made: Programme) -> tuple[Any, Any, Any]:
-    """Sums as doubles, values of the rows and what else ``kernels.evaluate`` finds."""
+def pooled(state: State, made: Programme) -> tuple[Floats, Rows]:
+    """Sums as doubles, and the rows at them."""
     compiled = kernels()
-    Q, K = state.sums.shape[1:]
-    m = len(made.rows.names)
-    now = np.empty((Q, K))
+    now = np.empty(state.sums.shape[1:])
     compiled.combined(state.sums, np.zeros_like(state.sums), now)
-    C, found = np.empty((m, 1 + len(made.features), K)), np.empty((m, 7))
+    found: Rows = compiled.empty_rows(len(made.rows.names), len(made.features), made.cells)
     mass = np.empty(len(made.rows.sets) + 1)
     samples = int(state.totals[SAMPLES])
-    weight = float(now[0].sum()) / samples if samples else 1.0
-    compiled.evaluate(now, *made.arrays(), weight if weight > 0.0 else 1.0, mass, C, found)
-    value = np.empty(m)
-    compiled.values(now, C, found, value)
-    return now, value, found
-
-
-assert PENDING == 2  # the order in which a report unpacks the totals
+    weight = float(now[MASS].sum()) / samples if samples else 1.0
+    compiled.evaluate(now, made.arrays(), weight if weight > 0.0 else 1.0, mass, found)
+    compiled.values(now, found)
+    return now, found

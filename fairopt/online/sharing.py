@@ -27,10 +27,20 @@ from typing import Any
 import numpy as np
 
 from fairopt.errors import ProblemError
+from fairopt.kernels.stream_records import (
+    AWAY,
+    FORECAST,
+    HIGHEST_PRICE,
+    MEMORY,
+    MULTIPLIER,
+    PENDING,
+    PRICE,
+    SEEN,
+)
 from fairopt.notions.catalogue import Constraint
 from fairopt.online.layout import Layout, Programme, programme
 from fairopt.online.packing import packed, unpacked
-from fairopt.online.state import ARRAYS, AWAY, PENDING, SEEN, State, kernels
+from fairopt.online.state import ARRAYS, NOT_SHARED, State, kernels
 
 Constraints = tuple[Constraint, ...]
 
@@ -67,14 +77,14 @@ class Common:
 
     def divide(self, state: State) -> None:
         """Let a state, of which this is part, steer by one of equal shares of it."""
-        state.others = None
+        state.others = NOT_SHARED
         if self.workers == 1 or state.programme is None or self.state.programme is None:
             return
         there, left = self.state.moved(state.programme), (self.workers - 1) / self.workers
         Q, K = there.sums.shape[1:]
         others = np.zeros((2 * Q + 1, K))
         kernels().combined(there.sums, there.pending, others[:Q])
-        others[kernels().FORECAST] = 0.0  # there combined leaves a mean, of errors
+        others[FORECAST] = 0.0  # there combined leaves a mean, of errors
         others[Q:-1] = there.sums.sum(0)
         others[:-1] *= left
         others[-1, 0] = left * there.served
@@ -226,21 +236,23 @@ def steer(total: State, before: State, news: Sequence[State]) -> None:
     at_work = [new for new in news if new.totals.any()]
     if len(at_work) < 2:
         for new in at_work:
-            total.rows[...], total.paper[:2] = new.rows, new.paper[:2]
+            total.rows[...] = new.rows
+            total.paper[PRICE : HIGHEST_PRICE + 1] = new.paper[PRICE : HIGHEST_PRICE + 1]
         return
     sizes = np.array([float(new.served) for new in at_work])
     rows = np.stack([new.rows for new in at_work])
     weight = (rows[:, :, SEEN] > before.rows[:, SEEN]) * sizes[:, None]
     whole = weight.sum(0)
     share = weight / np.where(whole > 0.0, whole, 1.0)
-    mean = (share[:, :, None] * rows[:, :, :2]).sum(0)
-    total.rows[:, :2] = np.where(whole[:, None] > 0.0, mean, before.rows[:, :2])
+    steered = slice(MULTIPLIER, MEMORY + 1)
+    mean = (share[:, :, None] * rows[:, :, steered]).sum(0)
+    total.rows[:, steered] = np.where(whole[:, None] > 0.0, mean, before.rows[:, steered])
     steps = rows[:, :, SEEN] ** 2 - before.rows[:, SEEN] ** 2
     total.rows[:, SEEN] = np.sqrt(before.rows[:, SEEN] ** 2 + steps.sum(0))
     total.rows[:, AWAY] = math.inf
     if sizes.any():
-        total.paper[0] = np.average([new.paper[0] for new in at_work], weights=sizes)
-    total.paper[1] = math.inf
+        total.paper[PRICE] = np.average([new.paper[PRICE] for new in at_work], weights=sizes)
+    total.paper[HIGHEST_PRICE] = math.inf
 
 
 def check_origins(doing: str, parts: Sequence[Part]) -> None:

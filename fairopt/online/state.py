@@ -15,7 +15,20 @@ import torch
 from torch import Tensor
 
 from fairopt.errors import ProblemError
-from fairopt.online.layout import FEATURES, Floats, Integers, Programme
+from fairopt.kernels.stream_records import (
+    AWAY,
+    EACH_V,
+    FEATURES,
+    GAPS,
+    GREATEST,
+    LEAST,
+    PENDING,
+    SAMPLES,
+    Floats,
+    Integers,
+    Statistics,
+)
+from fairopt.online.layout import Programme
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,8 +44,7 @@ ARRAYS = {
     "paper": (np.float64, ("four",)),
 }
 EXTRAS = ("common", "history")  # bytes that are saved where there is something to save
-SAMPLES, BATCHES, PENDING = 0, 1, 2  # in ``totals``
-MULTIPLIER, MEMORY, SEEN, AWAY = 0, 1, 2, 3  # in ``rows``
+NOT_SHARED = np.zeros((0, 0))
 
 
 @lru_cache(maxsize=1)
@@ -57,7 +69,7 @@ class State:
         paper: float64, the state of feedback="batch": [multiplier, its largest value, sum over
             batches of size times gap, in two parts].
         others: float64 ``(2 Q + 1, K)``, what of the sums other workers steer by, as
-            ``kernels.open_batch`` has it; ``None`` where the stream is not shared.
+            ``Statistics`` has it; of no length where the stream is not shared.
     """
 
     __slots__ = (*ARRAYS, "others", "programme")
@@ -70,7 +82,7 @@ class State:
     extent: Floats
     rows: Floats
     paper: Floats
-    others: Floats | None
+    others: Floats
 
     def __init__(self, programme: Programme | None = None) -> None:
         self.programme = programme
@@ -78,21 +90,21 @@ class State:
         for name, (kind, shape) in ARRAYS.items():
             setattr(self, name, np.zeros([sizes[s] for s in shape], kind))
         self.extent[:] = math.inf, -math.inf
-        self.others = None
+        self.others = NOT_SHARED
 
     def sizes(self) -> dict[str, int]:
         made = self.programme
         known = {"two": 2, "three": 3, "four": 4, "Q": FEATURES, "K": 0, "m": 0}
         if made is None:
             return known
-        Q = FEATURES + 3 * len(made.features)
+        Q = FEATURES + EACH_V * len(made.features)
         return known | {"Q": Q, "K": made.cells, "m": len(made.rows.names)}
 
     def copy(self) -> State:
         """Apart from the original."""
         new = State.__new__(State)
         new.programme = self.programme
-        new.others = None if self.others is None else self.others.copy()
+        new.others = self.others.copy()
         for name in ARRAYS:
             setattr(new, name, getattr(self, name).copy())
         return new
@@ -107,7 +119,7 @@ class State:
             for name in ("sums", "pending"):
                 kernels().merge_sums(getattr(new, name), getattr(self, name), place)
             new.counts[place] = self.counts
-            if self.others is not None:
+            if self.shared:
                 new.others = np.zeros((len(self.others), new.sums.shape[2]))
                 new.others[:-1, place] = self.others[:-1]
                 new.others[-1, 0] = self.others[-1, 0]
@@ -131,16 +143,27 @@ class State:
             kernels().merge_sums(getattr(self, name), sign * getattr(other, name), place)
         self.counts += sign * other.counts
         self.totals += sign * other.totals
-        for part in other.paper[2:]:
-            self.paper[2:] = kernels().two_sum(*self.paper[2:], sign * part)
+        for part in other.paper[GAPS:]:
+            self.paper[GAPS:] = kernels().two_sum(*self.paper[GAPS:], sign * part)
         if sign > 0:
-            self.extent[0] = min(self.extent[0], other.extent[0])
-            self.extent[1] = max(self.extent[1], other.extent[1])
+            self.extent[LEAST] = min(self.extent[LEAST], other.extent[LEAST])
+            self.extent[GREATEST] = max(self.extent[GREATEST], other.extent[GREATEST])
 
     @property
     def served(self) -> int:
         """How many samples, with those whose targets are expected."""
         return int(self.totals[SAMPLES] + self.totals[PENDING])
+
+    @property
+    def shared(self) -> bool:
+        """Whether other workers steer by a part of the sums."""
+        return len(self.others) > 0
+
+    def statistics(self) -> Statistics:
+        """The numbers as kernels take them, in the same memory."""
+        return Statistics(
+            self.sums, self.pending, self.counts, self.totals, self.extent, self.rows, self.others
+        )
 
     # -----------------------------------------------------------------------------------------
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fairopt.online.layout import Arrays, Floats
-from fairopt.online.reading import Samples
+from fairopt.kernels.stream_records import Arrays, Floats, Problem, Rows, Samples
 from fairopt.online.state import State, kernels
 
 # Each round of the method of multipliers divides the violation by about this.
@@ -27,18 +26,17 @@ class Opened:
         assert state.programme is not None
         n, K, m = len(samples.scores), state.programme.cells, len(state.rows)
         F = samples.v.shape[1]
-        self.C, self.found, self.base = np.empty((m, 1 + F, K)), np.empty((m, 7)), np.empty(m)
-        self.A = np.empty((m, n))
         compiled = kernels()
+        self.rows: Rows = compiled.empty_rows(m, F, K)
+        self.A = np.empty((m, n))
         compiled.open_batch(
-            samples.cell, samples.chances, samples.weight, samples.y, samples.v, 0, n,
-            samples.expected, state.sums, state.pending, state.others, state.totals, *arrays,
-            np.empty(state.sums.shape[1:]), np.empty(len(arrays.sets) + 1), self.C, self.found,
-            self.base,
+            samples, 0, n, state.statistics(), arrays, np.empty(state.sums.shape[1:]),
+            np.empty(len(arrays.sets) + 1), self.rows,
         )  # fmt: skip
-        compiled.loadings(self.C, samples.cell, samples.chances, samples.v, 0, n, self.A)
-        self.here = self.found[:, 0] > 0.0
-        self.sides = self.found[:, 2:4]
+        compiled.loadings(self.rows.C, samples, 0, n, self.A)
+        self.here = self.rows.here > 0.0
+        self.base = self.rows.value
+        self.sides = np.stack([self.rows.lower, self.rows.upper], 1)
         self.weight = np.broadcast_to(samples.weight, n).astype(np.float64)
 
 
@@ -62,24 +60,24 @@ def hard_batch(
     left[opened.here] = violation(opened, x)[opened.here]
     if not left[priced].any():
         return x, dual, left
-    l, u = np.ascontiguousarray(opened.sides.T)
     price = np.where(priced, PRICE / np.where(priced, reach, 1.0), 0.0)
     y, columns = np.zeros(m), np.zeros(0, np.int64)
     compiled = kernels()
     work = compiled.workspace(m, n)
     for _ in range(ROUNDS):
         offset = np.where(priced, y / np.where(priced, price, 1.0), 0.0)
-        compiled.project(
-            samples.scores, opened.weight, columns, 0, n, opened.A, n, opened.base, l, u, price,
-            offset, lo, hi, x, y, *work,
+        problem = Problem(
+            samples.scores, opened.weight, columns, opened.A, opened.base, opened.rows.lower,
+            opened.rows.upper, price, offset, lo, hi,
         )  # fmt: skip
+        compiled.project(problem, 0, n, n, x, y, work)
         before = left
         left = np.where(opened.here, violation(opened, x), 0.0)
         if left[priced].max() <= ROUNDING * np.abs(opened.base[priced]).max(initial=1.0) or (
             left[priced].max() > 0.5 * before[priced].max()
         ):
             break
-    dual[opened.here] = (y * opened.found[:, 4])[opened.here]
+    dual[opened.here] = (y * opened.rows.curvature)[opened.here]
     return x, dual, left
 
 

@@ -17,10 +17,18 @@ import math
 import numpy as np
 import torch
 
+from fairopt.kernels.stream_records import (
+    BATCHES,
+    GAPS,
+    GAPS_LOW,
+    HIGHEST_PRICE,
+    PRICE,
+    Arrays,
+    Floats,
+    Samples,
+)
 from fairopt.online.feedback.hard import Opened
-from fairopt.online.layout import Arrays, Floats
-from fairopt.online.reading import Samples
-from fairopt.online.state import BATCHES, State, kernels
+from fairopt.online.state import State, kernels
 from fairopt.programs.problem import QP, DenseRows
 from fairopt.solving.autograd import solve
 
@@ -31,7 +39,7 @@ def paper_batch(
     state: State, samples: Samples, arrays: Arrays, bounds: tuple[float, float], step: float
 ) -> Floats:
     """Predictions of a batch; the multiplier and the theorem's sums are updated."""
-    multiplier = float(state.paper[0])
+    multiplier = float(state.paper[PRICE])
     opened = Opened(State(state.programme), samples, arrays)
     x = np.clip(samples.scores, *bounds)
     if opened.here.any() and multiplier > 0.0:
@@ -42,7 +50,7 @@ def paper_batch(
 
 def answer(state: State, opened: Opened, x: Floats, arrays: Arrays, step: float) -> None:
     """Multiplier and the theorem's sums after a batch that was served x, by whomever."""
-    multiplier, t, n = float(state.paper[0]), int(state.totals[BATCHES]) + 1, len(x)
+    multiplier, t, n = float(state.paper[PRICE]), int(state.totals[BATCHES]) + 1, len(x)
     here = opened.here
     if here.any():
         values = (opened.A[here] * opened.weight) @ x + opened.base[here]
@@ -55,11 +63,11 @@ def answer(state: State, opened: Opened, x: Floats, arrays: Arrays, step: float)
         tolerance = float(((fixed[:, 1] - fixed[:, 0]) / 2).min()) if len(fixed) else 0.0
         excess = -tolerance
     gap = excess + tolerance
-    state.paper[1] = max(state.paper[1], multiplier)
-    state.paper[2:] = kernels().two_sum(state.paper[2], state.paper[3], n * gap)
+    state.paper[HIGHEST_PRICE] = max(state.paper[HIGHEST_PRICE], multiplier)
+    state.paper[GAPS:] = kernels().two_sum(state.paper[GAPS], state.paper[GAPS_LOW], n * gap)
     if math.isfinite(excess):
-        state.paper[0] = max(0.0, multiplier + step / math.sqrt(t) * n * excess)
-    state.paper[1] = max(state.paper[1], state.paper[0])
+        state.paper[PRICE] = max(0.0, multiplier + step / math.sqrt(t) * n * excess)
+    state.paper[HIGHEST_PRICE] = max(state.paper[HIGHEST_PRICE], state.paper[PRICE])
 
 
 def penalised(opened: Opened, scores: Floats, bounds: tuple[float, float], price: float) -> Floats:
@@ -165,5 +173,7 @@ def theorem(state: State, step: float, arrays: Arrays | None) -> tuple[float, fl
     if not samples or arrays is None or not len(arrays.sides):
         return math.nan, math.nan
     tolerance = float(((arrays.sides[:, 1] - arrays.sides[:, 0]) / 2).min())
-    mean = float(state.paper[2] + state.paper[3]) / samples
-    return mean, tolerance + float(state.paper[1]) * math.sqrt(batches) / (step * samples)
+    mean = float(state.paper[GAPS] + state.paper[GAPS_LOW]) / samples
+    return mean, tolerance + float(state.paper[HIGHEST_PRICE]) * math.sqrt(batches) / (
+        step * samples
+    )
