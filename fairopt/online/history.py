@@ -136,19 +136,6 @@ class Records:
         new.samples, new.rows = list(self.samples), list(self.rows)
         return new
 
-    def stretches(self, state: State, n: int, batch: int) -> Iterator[slice]:
-        """The next n samples in parts, none of which goes beyond a moment to be recorded.
-
-        Each part is to be served into ``state`` before the next is asked for.
-        """
-        first = 0
-        while first < n:
-            batches = max(1, -(-(self.due - state.served) // batch))
-            last = min(n, first + batches * batch)
-            yield slice(first, last)
-            self.take(state)
-            first = last
-
     def take(self, state: State) -> None:
         """Record a state, if one is due."""
         if state.programme is None or state.served < self.due:
@@ -224,6 +211,23 @@ class Records:
         new.samples, new.rows = [int(count) for count in samples], list(rows)
         new.shrink()
         return new
+
+
+def stretches(records: Records | None, state: State, n: int, batch: int) -> Iterator[slice]:
+    """The next n samples in parts, none of which goes beyond a moment to be recorded.
+
+    Each part is to be served into ``state`` before the next is asked for.
+    """
+    if records is None:
+        yield slice(0, n)
+        return
+    first = 0
+    while first < n:
+        batches = max(1, -(-(records.due - state.served) // batch))
+        last = min(n, first + batches * batch)
+        yield slice(first, last)
+        records.take(state)
+        first = last
 
 
 def table(state: State, made: Programme) -> Floats:

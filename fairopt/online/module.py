@@ -16,22 +16,11 @@ from torch import Tensor
 from fairopt.errors import ProblemError, whole_number
 from fairopt.formulation.inputs import as_constraints, both, check_bounds, rounded_inwards
 from fairopt.formulation.samples import GroupCounts, Groups
-from fairopt.kernels.stream_records import (
-    AWAY,
-    MEMORY,
-    MULTIPLIER,
-    PENDING,
-    SAMPLES,
-    Arrays,
-    Floats,
-    Samples,
-    Settings,
-)
+from fairopt.kernels.stream_records import AWAY, PENDING, SAMPLES, Settings
 from fairopt.notions.catalogue import Constraint
 from fairopt.online.counting import count_batch
-from fairopt.online.feedback.hard import hard_batch
-from fairopt.online.feedback.paper import paper_batch, theorem
-from fairopt.online.history import History, Records, check_history
+from fairopt.online.feedback import MODULES, method_of
+from fairopt.online.history import History, Records, check_history, stretches
 from fairopt.online.layout import Layout, Programme, labelled, programme
 from fairopt.online.persistence import differences, read_state, write_state
 from fairopt.online.reading import Declared, UnknownGroup, read, read_predictions
@@ -46,17 +35,9 @@ if TYPE_CHECKING:
 
 Feedback = Literal["pooled", "batch", "hard"]
 
-# The pooled rule's constants; docs/streaming.md says where each comes from. All are pure numbers.
-DEFAULT_STEP = {"pooled": 1.0, "batch": 0.01, "hard": 1.0}
-FORGET = 0.05
-HASTE = 3.0
-MARGIN = 2.5
-EARLY = 600.0
-
 FAST = (torch.float32, torch.float64)
 CODES = (torch.int64, torch.int32, torch.uint8, torch.bool)
 TABLE = 64
-ALL = (None,)
 
 
 class OnlineParity(torch.nn.Module):
@@ -111,15 +92,16 @@ class OnlineParity(torch.nn.Module):
         history: int | None = None,
     ) -> None:
         super().__init__()
-        if feedback not in DEFAULT_STEP:
+        if feedback not in MODULES:
             raise ProblemError(f"feedback: expected 'pooled', 'batch' or 'hard', got {feedback!r}")
         if unknown_group not in ("add", "raise"):
             raise ProblemError(f"unknown_group: expected 'add' or 'raise', got {unknown_group!r}")
-        step = DEFAULT_STEP[feedback] if step_size is None else step_size
+        method = method_of(feedback)
+        step = method.default_step if step_size is None else step_size
         if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 < step < math.inf:
             raise ProblemError(f"step_size: expected a finite number above 0, got {step_size!r}")
         whole_number("warm_up", warm_up, 0)
-        if warm_up and feedback != "hard":
+        if warm_up and not method.warms_up:
             raise ProblemError(
                 f"warm_up: expected 0 with feedback={feedback!r}, got {warm_up}; it is for 'hard'"
             )
@@ -131,6 +113,7 @@ class OnlineParity(torch.nn.Module):
         self.group_counts = group_counts
         self.unknown_group = unknown_group
         self._moments = check_history(history)
+        self._method = method(self.step_size, warm_up)
         self._settings: dict[torch.dtype, Settings] = {}
         self._lock = threading.RLock()
         self._meeting = threading.Lock()
@@ -248,9 +231,9 @@ class OnlineParity(torch.nn.Module):
     ) -> None:
         """Predictions that were served elsewhere: from now on they are pooled with all others.
 
-        They count as they are; ``report()`` has them, and the rule makes up for what they exceed.
-        The memory of the pooled rule does not learn from them, the paper's multiplier does, and
-        what ``report()`` says in ``bound`` is infinite until the next batch that the rule serves.
+        They count as they are; ``report()`` has them, and the feedback makes up for their excess.
+        The pooled memory does not learn from them, the multiplier of ``"batch"`` does, and what
+        ``report()`` says in ``bound`` is infinite until the next batch that the stream serves.
 
         Args:
             predictions: ``(n,)`` or ``(n, 1)``, or ``(B, n)`` for B batches of n, as served; they
@@ -279,12 +262,11 @@ class OnlineParity(torch.nn.Module):
                 )
             self._check(made, samples.expected)
             working, arrays = self._working(made), made.arrays()
-            step = self.step_size if self.feedback == "batch" else None
             size = len(x) if given.dim() == 1 or given.shape[1] == 1 else given.shape[1]
             records = None if self._records is None else self._records.copy()
             for first in range(0, len(x), size):
                 part = samples.part(first, first + size)
-                count_batch(working, part, x[first : first + size], arrays, step)
+                count_batch(working, part, x[first : first + size], arrays, self._method)
                 if records is not None:
                     records.take(working)
             self._keep(working, records)
@@ -299,7 +281,7 @@ class OnlineParity(torch.nn.Module):
         update: bool,
     ) -> Tensor:
         with self._lock:
-            if targets is None and weights is None and update and self.feedback == "pooled":
+            if targets is None and weights is None and update:
                 fast = self._fast(scores, groups, batch_size)
                 if fast is not None:
                     return fast
@@ -311,7 +293,10 @@ class OnlineParity(torch.nn.Module):
             size = len(samples.scores) if batch_size is None else batch_size
             kept = self._records if update else None
             records = None if kept is None else kept.copy()
-            x = self._through(working, made.arrays(), samples, size, scores.dtype, records)
+            x = self._method.serve(
+                working, samples, made.arrays(), self._settings_for(scores.dtype), size,
+                scores.dtype, records,
+            )  # fmt: skip
             if update:
                 self._keep(working, records)
         return torch.from_numpy(x).to(scores.device, scores.dtype).reshape(scores.shape)
@@ -348,56 +333,12 @@ class OnlineParity(torch.nn.Module):
         else:
             if not self._compiled.positions(values, codes, *known, np.empty(len(out), np.int64)):
                 return None
-            for at in records.stretches(self._state, len(values), size):
+            for at in stretches(records, self._state, len(values), size):
                 serve(
                     values[at], codes[at], known, statistics, arrays, settings[single], size,
                     single, out[at],
                 )  # fmt: skip
         return torch.from_numpy(out.astype(np.float32) if single else out)
-
-    def _through(
-        self, state: State, arrays: Arrays, samples: Samples, size: int, dtype: torch.dtype,
-        records: Records | None,
-    ) -> Floats:  # fmt: skip
-        """All samples, ``size`` at a time; ``state`` and ``records`` are updated."""
-        settings, compiled = self._settings_for(dtype), kernels()
-        single, half = dtype == torch.float32, dtype not in FAST
-        out, statistics = np.empty(len(samples.scores)), state.statistics()
-        if self.feedback == "pooled" and not half:
-            for at in ALL if records is None else records.stretches(state, len(out), size):
-                part = samples if at is None else samples.part(at.start, at.stop)
-                compiled.stream(
-                    tuple(part), tuple(statistics), tuple(arrays), tuple(settings), size, single,
-                    out if at is None else out[at],
-                )  # fmt: skip
-            return out
-        for first in range(0, len(out), size):
-            part = samples.part(first, first + size)
-            x = self._one(state, part, arrays, settings)
-            x = torch.from_numpy(x).to(dtype).double().numpy()
-            compiled.close_batch(part, 0, len(x), statistics, x, False)
-            out[first : first + size] = x
-            if records is not None:
-                records.take(state)
-        return out
-
-    def _one(self, state: State, part: Samples, arrays: Arrays, settings: Settings) -> Floats:
-        """The predictions of one batch, not yet counted."""
-        bounds = settings.low, settings.high
-        if self.feedback == "batch":
-            return paper_batch(state, part, arrays, bounds, self.step_size)
-        if self.feedback == "hard" and state.served + len(part.scores) > self.warm_up:
-            x, dual, left = hard_batch(state, part, arrays, bounds)
-            state.rows[:, MULTIPLIER], state.rows[:, MEMORY], state.rows[:, AWAY] = dual, 0.0, left
-            kernels().widen(state.extent, part.scores, 0, len(x))
-            return x
-        x = np.empty(len(part.scores))
-        trial = state.copy()  # its sums are counted later, in the dtype that is returned
-        kernels().stream(
-            tuple(part), tuple(trial.statistics()), tuple(arrays), tuple(settings), len(x), False, x
-        )
-        state.rows[...], state.extent[...] = trial.rows, trial.extent
-        return x
 
     def _check(self, made: Programme, expected: bool) -> None:
         """Raise where the notions do not fit to bounds or feedback."""
@@ -407,19 +348,7 @@ class OnlineParity(torch.nn.Module):
                 f"bounds: {', '.join(made.plan.nonnegative)} needs a lower bound of at least 0, "
                 f"got {lower}; a ratio of means says nothing where they can be negative"
             )
-        if self.feedback != "batch":
-            return
-        if expected:
-            raise ProblemError(
-                f"targets: feedback='batch' with {', '.join(made.plan.targeted)} needs them with "
-                "the scores, got none; pass them, or take feedback='pooled'"
-            )
-        sides = made.arrays().sides
-        if not bool(np.isfinite(sides).all()):
-            raise ProblemError(
-                "constraints: feedback='batch' bounds a gap, and needs rows with two finite sides "
-                "as parity notions have; take feedback='pooled' for others"
-            )
+        self._method.check(made, expected)
 
     # -----------------------------------------------------------------------------------------
     # The state
@@ -434,15 +363,11 @@ class OnlineParity(torch.nn.Module):
         """
         with self._lock:
             made = self._state.programme
-            arrays = made.arrays() if made is not None else None
-            paper = (math.nan, math.nan)
-            if self.feedback == "batch":
-                paper = theorem(self._state, self.step_size, arrays)
             state = self._state
             if labels and made is not None:
                 state = state.copy()
                 state.programme = labelled(made, labels)
-            return report_of(state, self.feedback, paper)
+            return report_of(state, self.feedback, self._method)
 
     @property
     def history(self) -> History | None:
@@ -576,8 +501,7 @@ class OnlineParity(torch.nn.Module):
                 torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64),
                 dtype,
             )  # fmt: skip
-            early = EARLY if self.feedback == "pooled" else 0.0  # a warm-up has to end inside
-            found = Settings(self.step_size, FORGET, HASTE, MARGIN, early, high - low, low, high)
+            found = self._method.settings(low, high)
             self._settings[dtype] = found
         return found
 
@@ -654,6 +578,7 @@ class OnlineParity(torch.nn.Module):
         made = state.programme
         if (
             made is not None
+            and self._method.fast
             and len(made.axes) == 1
             and made.layout.names == (made.axes[0].key[1],)
             and made.layout.names == ("group",)
@@ -717,7 +642,7 @@ class OnlineParity(torch.nn.Module):
         with self._lock:
             left_out = (
                 "_lock", "_meeting", "_ready", "_compiled", "_state", "_common", "_records",
-                "_buffers",
+                "_buffers", "_method", "_settings",
             )  # fmt: skip
             kept = {name: value for name, value in self.__dict__.items() if name not in left_out}
             arrays = {name: array.copy() for name, array in self._state.arrays().items()}
@@ -727,6 +652,8 @@ class OnlineParity(torch.nn.Module):
     def __setstate__(self, saved: dict[str, Any]) -> None:
         layout, arrays = saved.pop("_saved")
         self.__dict__.update(saved)
+        self._method = method_of(self.feedback)(self.step_size, self.warm_up)
+        self._settings = {}
         self._lock, self._meeting = threading.RLock(), threading.Lock()
         self._resume(layout, arrays, self._origin)
 

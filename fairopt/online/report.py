@@ -19,6 +19,7 @@ from fairopt.kernels.stream_records import (
     Floats,
     Rows,
 )
+from fairopt.online.feedback import Method
 from fairopt.online.layout import Programme
 from fairopt.online.state import State, kernels
 
@@ -78,7 +79,7 @@ class OnlineReport:
     """What a stream says of itself. ``str(report)`` is a table.
 
     Attributes:
-        feedback: the rule.
+        feedback: its name.
         samples: how many were served with their targets known, or none needed.
         pending: how many were served whose targets have not been observed.
         batches: how many calls, or batches of ``run``.
@@ -142,12 +143,14 @@ class OnlineReport:
         return "\n".join(lines)
 
 
-def report_of(state: State, feedback: str, paper: tuple[float, float]) -> OnlineReport:
-    """The report of a state; ``paper`` is quantity and bound of the theorem of feedback="batch"."""
+def report_of(state: State, name: str, feedback: Method) -> OnlineReport:
+    """The report of a state, served by a feedback of this name."""
     made = state.programme
     samples, batches, pending = map(int, state.totals)
+    arrays = None if made is None else made.arrays()
+    paper = feedback.theorem(state, arrays)
     if made is None:
-        return OnlineReport(feedback, samples, pending, batches, (), (), (), *paper)
+        return OnlineReport(name, samples, pending, batches, (), (), (), *paper)
     now, found = pooled(state, made)
     groups = []
     certain = int(state.counts.sum()) == samples
@@ -156,21 +159,21 @@ def report_of(state: State, feedback: str, paper: tuple[float, float]) -> Online
         if mass > 0.0:
             count = float(state.counts[k]) if certain else mass
             groups.append(GroupReport(label, count, mass, float(now[VALUE, k] / mass)))
-    rows, skipped = [], [f"{name}: only one group" for name in made.rows.alone]
-    for r, name in enumerate(made.rows.names):
+    rows, skipped = [], [f"{row}: only one group" for row in made.rows.alone]
+    for r, row in enumerate(made.rows.names):
         if not found.here[r]:
-            skipped.append(f"{name}: a group has no samples")
+            skipped.append(f"{row}: a group has no samples")
             continue
         low, v, high = float(found.lower[r]), float(found.value[r]), float(found.upper[r])
         multiplier, memory = (float(state.rows[r, c]) for c in (MULTIPLIER, MEMORY))
         bound = math.inf if pending or state.shared else abs(float(state.rows[r, AWAY]))
         owner = type(made.rows.constraints[made.rows.owners[r]]).__name__
         excess = max(0.0, low - v, v - high)
-        bound = math.nan if feedback == "batch" else bound
+        bound = bound if feedback.bounded else math.nan
         count = float(found.counted[r])
-        rows.append(RowReport(name, owner, v, low, high, excess, multiplier, memory, count, bound))
+        rows.append(RowReport(row, owner, v, low, high, excess, multiplier, memory, count, bound))
     return OnlineReport(
-        feedback, samples, pending, batches, tuple(groups), tuple(rows), tuple(skipped), *paper
+        name, samples, pending, batches, tuple(groups), tuple(rows), tuple(skipped), *paper
     )
 
 

@@ -10,7 +10,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from fairopt.kernels.stream_records import Arrays, Floats, Problem, Rows, Samples
+from fairopt.kernels.stream_records import (
+    AWAY,
+    MEMORY,
+    MULTIPLIER,
+    Arrays,
+    Floats,
+    Problem,
+    Samples,
+    Settings,
+)
+from fairopt.online import feedback
+from fairopt.online.counting import Opened
+from fairopt.online.feedback import pooled
 from fairopt.online.state import State, kernels
 
 # Each round of the method of multipliers divides the violation by about this.
@@ -19,25 +31,21 @@ ROUNDS = 30
 ROUNDING = 4e-16
 
 
-class Opened:
-    """The rows before a batch, in the letters of ``fairopt.kernels.stream``."""
+class Method(pooled.Method):
+    """After ``warm_up`` samples that are served as by ``pooled``, batch by batch."""
 
-    def __init__(self, state: State, samples: Samples, arrays: Arrays) -> None:
-        assert state.programme is not None
-        n, K, m = len(samples.scores), state.programme.cells, len(state.rows)
-        F = samples.v.shape[1]
-        compiled = kernels()
-        self.rows: Rows = compiled.empty_rows(m, F, K)
-        self.A = np.empty((m, n))
-        compiled.open_batch(
-            samples, 0, n, state.statistics(), arrays, np.empty(state.sums.shape[1:]),
-            np.empty(len(arrays.sets) + 1), self.rows,
-        )  # fmt: skip
-        compiled.loadings(self.rows.C, samples, 0, n, self.A)
-        self.here = self.rows.here > 0.0
-        self.base = self.rows.value
-        self.sides = np.stack([self.rows.lower, self.rows.upper], 1)
-        self.weight = np.broadcast_to(samples.weight, n).astype(np.float64)
+    early = 0.0  # a warm-up has to end inside
+    warms_up = True
+    fast = False
+    serve = feedback.Method.serve
+
+    def batch(self, state: State, part: Samples, arrays: Arrays, settings: Settings) -> Floats:
+        if state.served + len(part.scores) <= self.warm_up:
+            return super().batch(state, part, arrays, settings)
+        x, dual, left = hard_batch(state, part, arrays, (settings.low, settings.high))
+        state.rows[:, MULTIPLIER], state.rows[:, MEMORY], state.rows[:, AWAY] = dual, 0.0, left
+        kernels().widen(state.extent, part.scores, 0, len(x))
+        return x
 
 
 def hard_batch(

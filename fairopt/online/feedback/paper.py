@@ -17,6 +17,7 @@ import math
 import numpy as np
 import torch
 
+from fairopt.errors import ProblemError
 from fairopt.kernels.stream_records import (
     BATCHES,
     GAPS,
@@ -26,8 +27,11 @@ from fairopt.kernels.stream_records import (
     Arrays,
     Floats,
     Samples,
+    Settings,
 )
-from fairopt.online.feedback.hard import Opened
+from fairopt.online import feedback
+from fairopt.online.counting import Opened
+from fairopt.online.layout import Programme
 from fairopt.online.state import State, kernels
 from fairopt.programs.problem import QP, DenseRows
 from fairopt.solving.autograd import solve
@@ -35,20 +39,43 @@ from fairopt.solving.autograd import solve
 PROXIMAL_STEPS = 60
 
 
-def paper_batch(
-    state: State, samples: Samples, arrays: Arrays, bounds: tuple[float, float], step: float
-) -> Floats:
-    """Predictions of a batch; the multiplier and the theorem's sums are updated."""
-    multiplier = float(state.paper[PRICE])
-    opened = Opened(State(state.programme), samples, arrays)
-    x = np.clip(samples.scores, *bounds)
-    if opened.here.any() and multiplier > 0.0:
-        x = penalised(opened, samples.scores, bounds, multiplier * len(x))
-    answer(state, opened, x, arrays, step)
-    return x
+class Method(feedback.Method):
+    """One multiplier, for the gaps within batches."""
+
+    default_step = 0.01
+    bounded = False  # its bound is of another quantity
+
+    def check(self, made: Programme, expected: bool) -> None:
+        if expected:
+            raise ProblemError(
+                f"targets: feedback='batch' with {', '.join(made.plan.targeted)} needs them with "
+                "the scores, got none; pass them, or take feedback='pooled'"
+            )
+        if not bool(np.isfinite(made.arrays().sides).all()):
+            raise ProblemError(
+                "constraints: feedback='batch' bounds a gap, and needs rows with two finite sides "
+                "as parity notions have; take feedback='pooled' for others"
+            )
+
+    def batch(self, state: State, part: Samples, arrays: Arrays, settings: Settings) -> Floats:
+        multiplier = float(state.paper[PRICE])
+        opened = Opened(State(state.programme), part, arrays)
+        bounds = settings.low, settings.high
+        x = np.clip(part.scores, *bounds)
+        if opened.here.any() and multiplier > 0.0:
+            x = penalised(opened, part.scores, bounds, multiplier * len(x))
+        learn(state, opened, x, arrays, self.step_size)
+        return x
+
+    def answer(self, state: State, part: Samples, x: Floats, arrays: Arrays) -> None:
+        opened = Opened(State(state.programme), part, arrays)
+        learn(state, opened, x, arrays, self.step_size)
+
+    def theorem(self, state: State, arrays: Arrays | None) -> tuple[float, float]:
+        return theorem(state, self.step_size, arrays)
 
 
-def answer(state: State, opened: Opened, x: Floats, arrays: Arrays, step: float) -> None:
+def learn(state: State, opened: Opened, x: Floats, arrays: Arrays, step: float) -> None:
     """Multiplier and the theorem's sums after a batch that was served x, by whomever."""
     multiplier, t, n = float(state.paper[PRICE]), int(state.totals[BATCHES]) + 1, len(x)
     here = opened.here
