@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fairopt.kernels.stream_records import AWAY, SEEN, Arrays, Floats, Rows, Samples
-from fairopt.online.feedback import Method
 from fairopt.online.state import State, kernels
+
+if TYPE_CHECKING:
+    from fairopt.online.feedback import Method
 
 
 class Opened:

@@ -14,8 +14,7 @@ from fairopt.errors import ProblemError, whole_number
 from fairopt.kernels.stream_records import MULTIPLIER, Floats, Integers
 from fairopt.online.layout import Programme
 from fairopt.online.packing import packed, unpacked
-from fairopt.online.report import pooled
-from fairopt.online.state import State
+from fairopt.online.state import State, pooled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,23 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from fairopt.kernels.stream_records import AWAY, MASS, MEMORY, MULTIPLIER, VALUE
+from fairopt.online.state import State, pooled
 
-from fairopt.kernels.stream_records import (
-    AWAY,
-    MASS,
-    MEMORY,
-    MULTIPLIER,
-    SAMPLES,
-    VALUE,
-    Floats,
-    Rows,
-)
-from fairopt.online.feedback import Method
-from fairopt.online.layout import Programme
-from fairopt.online.state import State, kernels
+if TYPE_CHECKING:
+    from fairopt.online.feedback import Method
 
 
 @dataclass(frozen=True)
@@ -175,17 +165,3 @@ def report_of(state: State, name: str, feedback: Method) -> OnlineReport:
     return OnlineReport(
         name, samples, pending, batches, tuple(groups), tuple(rows), tuple(skipped), *paper
     )
-
-
-def pooled(state: State, made: Programme) -> tuple[Floats, Rows]:
-    """Sums as doubles, and the rows at them."""
-    compiled = kernels()
-    now = np.empty(state.sums.shape[1:])
-    compiled.combined(state.sums, np.zeros_like(state.sums), now)
-    found: Rows = compiled.empty_rows(len(made.rows.names), len(made.features), made.cells)
-    mass = np.empty(len(made.rows.sets) + 1)
-    samples = int(state.totals[SAMPLES])
-    weight = float(now[MASS].sum()) / samples if samples else 1.0
-    compiled.evaluate(now, made.arrays(), weight if weight > 0.0 else 1.0, mass, found)
-    compiled.values(now, found)
-    return now, found

@@ -22,10 +22,12 @@ from fairopt.kernels.stream_records import (
     GAPS,
     GREATEST,
     LEAST,
+    MASS,
     PENDING,
     SAMPLES,
     Floats,
     Integers,
+    Rows,
     Statistics,
 )
 from fairopt.online.layout import Programme
@@ -232,3 +234,17 @@ def places(old: Programme, new: Programme) -> Integers:
             number = number * size + position
         found.append(number)
     return np.array(found, np.int64)
+
+
+def pooled(state: State, made: Programme) -> tuple[Floats, Rows]:
+    """Sums as doubles, and the rows at them."""
+    compiled = kernels()
+    now = np.empty(state.sums.shape[1:])
+    compiled.combined(state.sums, np.zeros_like(state.sums), now)
+    found: Rows = compiled.empty_rows(len(made.rows.names), len(made.features), made.cells)
+    mass = np.empty(len(made.rows.sets) + 1)
+    samples = int(state.totals[SAMPLES])
+    weight = float(now[MASS].sum()) / samples if samples else 1.0
+    compiled.evaluate(now, made.arrays(), weight if weight > 0.0 else 1.0, mass, found)
+    compiled.values(now, found)
+    return now, found

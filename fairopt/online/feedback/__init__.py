@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,8 +29,8 @@ HASTE = 3.0
 MARGIN = 2.5
 
 
-class Method(Protocol):
-    """A feedback. What it does not define has a safe default, that of a feedback without extras.
+class Method:
+    """The protocol of a feedback: it defines ``batch``; all else has a safe default.
 
     Attributes:
         step_size: what it is made with, by default ``default_step``.
@@ -61,6 +61,7 @@ class Method(Protocol):
 
     def batch(self, state: State, part: Samples, arrays: Arrays, settings: Settings) -> Floats:
         """The predictions of one batch, not yet counted; multipliers and extent are updated."""
+        raise NotImplementedError
 
     def serve(
         self, state: State, samples: Samples, arrays: Arrays, settings: Settings, size: int,
