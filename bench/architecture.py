@@ -80,7 +80,8 @@ def imported(module: str, *, lazy: bool = False) -> set[str]:
 @cache
 def longest_chain(module: str) -> tuple[str, ...]:
     """The longest chain of imports that starts at a module; there must be no circles."""
-    return (module, *max(map(longest_chain, imported(module)), key=len, default=()))
+    below = map(longest_chain, sorted(imported(module)))  # sorted: of equals always the same
+    return (module, *max(below, key=len, default=()))
 
 
 def longest_chains() -> list[tuple[str, ...]]:

@@ -54,12 +54,12 @@ def add(commands: Any) -> None:
     option("--bounds", type=bound, nargs=2, required=True, metavar=("LOWER", "UPPER"),
         help="of adjusted scores, numbers or none")
     option("--feedback", choices=("pooled", "hard", "batch"), default="pooled",
-        help="the rule; default: pooled")
-    option("--step-size", type=finite, metavar="NUMBER", help="of the rule")
+        help="how the stream learns; default: pooled")
+    option("--step-size", type=finite, metavar="NUMBER", help="of the feedback")
     option("--warm-up", type=at_least(0), default=0, metavar="COUNT",
         help="records that --feedback hard serves by pooled first; default: 0")
     option("--batch-size", type=at_least(1), default=1, metavar="COUNT",
-        help="records that the rule adjusts together; default: 1")
+        help="records that are adjusted together; default: 1")
 
     option = stream.add_argument_group("the records").add_argument
     option("--format", choices=("csv", "jsonl"), help="default: as the first line looks")

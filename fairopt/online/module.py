@@ -52,7 +52,7 @@ class OnlineParity(torch.nn.Module):
         feedback: ``"pooled"`` steers with one signed multiplier per row, and comes to hold as the
             stream goes on, at nearly the least change; ``"hard"`` keeps the rows from every batch
             on that follows ``warm_up`` samples, wherever the bounds allow it, at a higher change;
-            ``"batch"`` is the rule of the paper, which bounds gaps within batches.
+            ``"batch"`` is that of the paper, which bounds gaps within batches.
         step_size: a pure number. For ``"pooled"``, how strongly a row that counts n samples pulls:
             once thousands have been served and the stream has settled, a violation is cut by more
             than 1 + step_size * sqrt(n); for ``"batch"``, the paper's eta_0. The default is 1.0 for
@@ -324,20 +324,15 @@ class OnlineParity(torch.nn.Module):
         codes = np.ascontiguousarray(groups.numpy())
         serve, out = self._compiled.stream_codes, np.empty(len(values))
         records, size = self._records, batch_size or len(values)
+        fixed = (known, statistics, arrays, settings[single], size, single)
         if records is None:
-            good = serve(
-                values, codes, known, statistics, arrays, settings[single], size, single, out
-            )
-            if not good:  # a new group, or something to refuse: the long way says which
-                return None
+            if not serve(values, codes, *fixed, out):
+                return None  # a new group, or something to refuse: the long way says which
+        elif not self._compiled.positions(values, codes, *known, np.empty(len(out), np.int64)):
+            return None
         else:
-            if not self._compiled.positions(values, codes, *known, np.empty(len(out), np.int64)):
-                return None
             for at in stretches(records, self._state, len(values), size):
-                serve(
-                    values[at], codes[at], known, statistics, arrays, settings[single], size,
-                    single, out[at],
-                )  # fmt: skip
+                serve(values[at], codes[at], *fixed, out[at])
         return torch.from_numpy(out.astype(np.float32) if single else out)
 
     def _check(self, made: Programme, expected: bool) -> None:

@@ -1,4 +1,4 @@
-"""feedback="batch": the online primal-dual rule of Troxell, Montufar and Roemer (Algorithm 1).
+"""feedback="batch": the online primal-dual algorithm of Troxell, Montufar and Roemer (Algorithm 1).
 
 One multiplier, lambda >= 0. Batch t, of b samples with scores s, is served
 
