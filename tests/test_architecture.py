@@ -34,7 +34,6 @@ LONG_FILES = {
     "fairopt/kernels/projection.py",
     "fairopt/kernels/stream.py",
     "fairopt/online/module.py",
-    "fairopt/programs/problem.py",
 }
 MANY_PARAMETERS = {
     "fairopt.formulation.multiclass.formulate_classes",

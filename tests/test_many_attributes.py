@@ -46,9 +46,9 @@ from fairopt.kernels import partitions as _classes
 from fairopt.kernels.combinations import number
 from fairopt.notions.functionals import Batch
 from fairopt.optimality.derivative import adjoint
-from fairopt.programs.partitioned_rows import PartitionedRows
-from fairopt.programs.problem import unchecked
-from fairopt.programs.solution import row_excess
+from fairopt.programs.rows.partitioned import PartitionedRows
+from fairopt.programs.solution import RowValues
+from fairopt.programs.tensors import unchecked
 
 seen: Counter[str] = Counter()
 
@@ -130,7 +130,7 @@ def solved(problem: QP) -> Solution:
     x = solution.x
     assert ((x >= problem.lb) & (x <= problem.ub)).all()
     other = without_partitions(problem)
-    assert (row_excess(other.rows, problem.l, problem.u, x) <= 1e-12).all()
+    assert (RowValues(other.rows, problem.l, problem.u, x).relative <= 1e-12).all()
     judged = unchecked(Solution, **{**solution.__dict__, "problem": other})
     assert judged.residuals.worst <= 1e-9, str(judged.residuals)
     return solution
@@ -319,7 +319,7 @@ def test_partitions_write_the_same_rows(
         *zip(products(a, x, v), products(b, x, v), strict=True),
         (a.pull_back(y, v, nu, x)[1], b.pull_back(y, v, nu, x)[1]),
         (a.to_dense().matrix, b.to_dense().matrix),
-        (a.by_class()[0] @ a.partitions.sum(v[:, : a.cells])[0], a.values(v[:, : a.cells])[0]),
+        (a.by_part()[0] @ a.partitions.sum(v[:, : a.cells])[0], a.values(v[:, : a.cells])[0]),
     ):
         torch.testing.assert_close(*pair, rtol=1e-11, atol=1e-14)
 

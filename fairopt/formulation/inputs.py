@@ -14,7 +14,7 @@ from fairopt.errors import ProblemError
 from fairopt.formulation.samples import fit, is_small, scan
 from fairopt.kernels.memory import negative
 from fairopt.notions.catalogue import Constraint
-from fairopt.programs.problem import all_finite, compact, shape_of
+from fairopt.programs.tensors import all_finite, compact, shape_of
 
 Bound: TypeAlias = Tensor | float | None
 Bounds: TypeAlias = tuple[Bound, Bound] | None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fairopt.formulation.template import Trace, indicators
 from fairopt.notions.functionals import Axis, Members
-from fairopt.programs.partitioned_rows import Partitions
+from fairopt.programs.rows.partitions import Partitions
 
 # Beyond this many classes the S x S matrix of the classes is no gain over dense coefficients.
 MOST_CLASSES = 1024

@@ -21,16 +21,12 @@ from fairopt.formulation.partitioning import classes
 from fairopt.formulation.template import MOST_CELLS, Plan, Trace, indicators, plan, trace
 from fairopt.notions.catalogue import Constraint
 from fairopt.notions.functionals import OUTCOME, TARGET, Axis, Key, attribute_axis
-from fairopt.programs.partitioned_rows import PartitionedRows, Partitions
-from fairopt.programs.problem import (
-    CellRows,
-    DenseRows,
-    Rows,
-    all_finite,
-    shape_of,
-    to_batch,
-    unchecked,
-)
+from fairopt.programs.rows.base import Rows
+from fairopt.programs.rows.cells import CellRows
+from fairopt.programs.rows.dense import DenseRows
+from fairopt.programs.rows.partitioned import PartitionedRows
+from fairopt.programs.rows.partitions import Partitions
+from fairopt.programs.tensors import all_finite, shape_of, to_batch, unchecked
 
 Groups: TypeAlias = Tensor | Mapping[str, Tensor]
 GroupCounts: TypeAlias = Mapping[str, int] | int | None

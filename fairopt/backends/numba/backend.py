@@ -25,10 +25,12 @@ from fairopt.kernels.threads import each, in_parallel
 from fairopt.optimality.derivative import Adjoint
 from fairopt.optimality.linear_systems import least_norm
 from fairopt.optimality.minimum_norm import support
-from fairopt.programs.block_rows import BlockRows
-from fairopt.programs.partitioned_rows import PartitionedRows
-from fairopt.programs.problem import QP, CellRows, Problem, cell_factor, unchecked
+from fairopt.programs.problem import QP, Problem
+from fairopt.programs.rows.blocks import BlockRows
+from fairopt.programs.rows.cells import CellRows, cell_factor
+from fairopt.programs.rows.partitioned import PartitionedRows
 from fairopt.programs.solution import Solution, Status
+from fairopt.programs.tensors import unchecked
 from fairopt.tolerances import ROW_PRECISION
 
 Array = NDArray[Any]

@@ -14,9 +14,10 @@ from fairopt.errors import UnsupportedProblemError
 from fairopt.kernels import projection as kernels
 from fairopt.kernels.memory import NUMPY
 from fairopt.kernels.threads import each
-from fairopt.programs.partitioned_rows import PartitionedRows
-from fairopt.programs.problem import QP, CellRows, is_uniform
+from fairopt.programs.problem import QP
+from fairopt.programs.rows.cells import CellRows
 from fairopt.programs.solution import Status
+from fairopt.programs.tensors import is_uniform
 
 Array = NDArray[Any]
 
@@ -36,15 +37,11 @@ class Constants:
         assert isinstance(P, Tensor)
         self.l, self.u = as_numpy(problem.l, np.float64), as_numpy(problem.u, np.float64)
         self.grouped = not isinstance(rows, CellRows)
-        if isinstance(rows, PartitionedRows):
-            self.C = as_numpy(rows.table, np.float64)
-            weight = rows.weight
-        elif isinstance(rows, CellRows):
-            self.C = as_numpy(rows.coefficient, np.float64)
-            weight = rows.weight
+        if self.grouped:
+            C, weight = rows.to_tensor(), P.new_ones(()).expand_as(P)
         else:
-            self.C = as_numpy(rows.to_dense().matrix, np.float64)
-            weight = P.new_ones(()).expand_as(P)
+            C, weight = rows.tensors
+        self.C = as_numpy(C, np.float64)
         self.single = problem.q.dtype == torch.float32
         self.dtype = torch.float64
         tensors = (P, weight, lb, ub)
@@ -77,13 +74,7 @@ class Data:
     """A problem as the kernels take it."""
 
     def __init__(self, problem: QP) -> None:
-        memo = problem.memo
-        if memo is None:
-            self.constants = Constants(problem)
-        elif "numba" not in memo:
-            self.constants = memo["numba"] = Constants(problem)
-        else:
-            self.constants = memo["numba"]
+        self.constants = problem.remembered(Constants)
         self.q = as_numpy(problem.q, NUMPY[self.constants.dtype])
         if isinstance(problem.rows, CellRows):
             cell: Array = problem.rows.cell.numpy()

@@ -26,8 +26,8 @@ from fairopt.kernels.memory import empty
 from fairopt.kernels.threads import each
 from fairopt.optimality.derivative import Adjoint
 from fairopt.optimality.minimum_norm import minimum_norm
-from fairopt.programs.partitioned_rows import PartitionedRows
-from fairopt.programs.problem import QP, unchecked
+from fairopt.programs.problem import QP
+from fairopt.programs.rows.partitioned import PartitionedRows
 from fairopt.programs.solution import Status
 from fairopt.tolerances import ROW_PRECISION
 
@@ -72,9 +72,7 @@ class Many:
     @cached_property
     def dense(self) -> QP:
         """The same problem with dense coefficients."""
-        plain = self.rows.plain()
-        plain = unchecked(type(plain), **{**plain.__dict__, "cell": plain.cell.long()})
-        return unchecked(QP, **{**self.problem.__dict__, "rows": plain, "memo": None})
+        return self.problem.replace(rows=self.rows.plain().replace(cell=self.rows.cell.long()))
 
     def plain(self) -> tuple[Data, Array, Array, Array]:
         """The context of the solution, as if it came from the dense coefficients."""

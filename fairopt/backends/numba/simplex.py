@@ -17,9 +17,10 @@ from fairopt.kernels.threads import in_parallel
 from fairopt.optimality.derivative import Adjoint
 from fairopt.optimality.linear_systems import least_norm
 from fairopt.optimality.minimum_norm import support
-from fairopt.programs.block_rows import BlockRows
-from fairopt.programs.problem import QP, compact, is_uniform, unchecked
+from fairopt.programs.problem import QP
+from fairopt.programs.rows.blocks import BlockRows
 from fairopt.programs.solution import Solution, Status
+from fairopt.programs.tensors import compact, is_uniform, unchecked
 from fairopt.tolerances import ROW_PRECISION
 
 Array = NDArray[Any]
