@@ -22,11 +22,10 @@ class Status(enum.Enum):
     SOLVED = "solved to the promised precision"
     STALLED = (
         "stopped before the promised precision: the data may span too many orders of magnitude; "
-        "rescale them, widen sides that are equal or almost, or try another backend"
+        "rescale them, loosen a tolerance that is zero or tiny, or try another backend"
     )
     INFEASIBLE = (
-        "no point satisfies all rows within the bounds; move a row's sides apart or widen the "
-        "bounds"
+        "no point satisfies all rows within the bounds; loosen a tolerance or widen the bounds"
     )
     ELASTIC = (
         "no point satisfies all rows within the bounds; this is the one of least objective among "
