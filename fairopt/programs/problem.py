@@ -109,22 +109,17 @@ class Program:
 
     def select(self, index: Tensor) -> Self:
         """Only those problems of the batch, whose numbers are in ``index``, int64."""
-        return self.replace(
-            **{
-                name: chosen(each, index) if isinstance(each, Tensor) else each.select(index)
-                for name, each in self.data.items()
-            }
-        )
+        return self.each(lambda t: chosen(t, index), lambda rows: rows.select(index))
 
     def expand(self, batch: int) -> Self:
         """The same problem ``batch`` times, without a copy, if it is one."""
+        return self.each(lambda t: t.expand(batch, *t.shape[1:]), lambda rows: rows.expand(batch))
+
+    def each(self, tensor: Callable[[Tensor], Tensor], matrix: Callable[[Rows], Rows]) -> Self:
+        """The same problem with a function of each tensor and each matrix in its place."""
+        every = self.data.items()
         return self.replace(
-            **{
-                name: each.expand(batch, *each.shape[1:])
-                if isinstance(each, Tensor)
-                else each.expand(batch)
-                for name, each in self.data.items()
-            }
+            **{n: tensor(e) if isinstance(e, Tensor) else matrix(e) for n, e in every}
         )
 
     def remembered(self, derive: Callable[[Self], Derived]) -> Derived:

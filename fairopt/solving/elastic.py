@@ -151,8 +151,6 @@ def one_kind(
         backend=solution.backend,
         iterations=solution.iterations,
         seconds=solution.seconds,
-        context=None,
-        verified=False,
     )
 
 
@@ -338,6 +336,4 @@ def together(problem: Problem, *solved: tuple[Tensor, Tensor, Solution]) -> tupl
         backend=first.backend,
         iterations=listed("iterations"),
         seconds=sum(part.solution.seconds for part in parts),
-        context=None,
-        verified=False,
     )

@@ -52,8 +52,6 @@ def elastic(problem: Problem) -> tuple[QP, Tensor]:
         u=problem.u * scale,
         lb=torch.cat([problem.lb, -free], -1),
         ub=torch.cat([problem.ub, free], -1),
-        row_names=(),
-        skipped=(),
     ), scale
 
 
