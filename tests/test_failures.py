@@ -239,7 +239,7 @@ def test_a_device_that_it_does_not_run_on(backend: Backend) -> None:
 
 # Where each backend calls its solver.
 SOLVERS: dict[str, Callable[[pytest.MonkeyPatch, Callable[..., Any]], None]] = {
-    "numba": lambda patch, broken: patch.setattr(module("numba.backend").kernels, "solve", broken),
+    "numba": lambda patch, broken: patch.setattr(module("numba.backend"), "solve", broken),
     "osqp": lambda patch, broken: patch.setattr(module("osqp.backend").Workspace, "solve", broken),
     "qpth": lambda patch, broken: patch.setattr(module("qpth.backend").load(), "forward", broken),
     "highs": lambda patch, broken: patch.setattr(module("highs"), "linprog", broken),
