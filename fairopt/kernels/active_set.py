@@ -27,7 +27,7 @@ EPS = float(np.finfo(np.float64).eps)
 
 # What ``solve_model`` found: a solution; that the rows contradict each other, which rows[RAY]
 # proves of the model; or that nothing in the model moves a row that does not hold.
-SOLVED, CONTRADICTION, BLIND = range(3)
+MODEL_SOLVED, CONTRADICTED, BLIND = range(3)
 
 
 @compiled(fastmath={"reassoc", "nsz", "contract"})
@@ -167,7 +167,7 @@ def excess_at(N, r, z, l, u, rows, moved, parts):
 
 @compiled()
 def solve_model(N, l, u, rows, z, parts):
-    """Minimise the model: z and rows[TARGET_DUAL]; SOLVED, CONTRADICTION or BLIND.
+    """Minimise the model: z and rows[TARGET_DUAL]; MODEL_SOLVED, CONTRADICTED or BLIND.
 
     Read are rows[ROW_VALUE] at z = 0, [FLOOR], [LENGTH] (of the normals before they were scaled)
     and [DUAL]. Where BLIND there are no new multipliers.
@@ -235,7 +235,7 @@ def solve_model(N, l, u, rows, z, parts):
             lam[:] = 0.0
             q = factorise(N, W, side, lam, q, Q, R, rows, parts)
 
-    found = SOLVED
+    found = MODEL_SOLVED
     contradiction = 0.0  # the worst so far; what the ray proves
     for _ in range(50 * (m + max(K, moved.shape[0])) + 50):
         # The most violated row, in the metric of the model.
@@ -288,7 +288,7 @@ def solve_model(N, l, u, rows, z, parts):
                     for j in range(q):
                         if abs(rate[j]) > NO_RATE:
                             rows[RAY, W[j]] = -rate[j] / rows[LENGTH, W[j]]
-                found = CONTRADICTION
+                found = CONTRADICTED
                 active[p] = True  # left aside with what it has pulled; the other rows still count
                 rows[ASIDE, p] = p_side * lam_p
                 break

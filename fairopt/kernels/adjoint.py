@@ -12,7 +12,7 @@ from fairopt.kernels.compilation import compiled
 from fairopt.kernels.passes import at, unclipped
 from fairopt.tolerances import WEAK
 
-DONE, SEVERAL, OPEN = range(3)  # what ``adjoint`` found
+WRITTEN, SEVERAL, OPEN = range(3)  # what ``adjoint`` found
 PULLED, CURVED = range(2)  # rows of what ``adjoint_sums`` writes
 
 
@@ -142,13 +142,13 @@ def adjoint(C, l, u, y, tight, q, metric, cell, T, g, v, nu):
     """v and nu of the adjoint for problems with at most one active row: the least-squares problem
     for nu is then one division. The arguments are those of ``fairopt.kernels.projection.solve``.
 
-    Returns DONE; SEVERAL if a problem has more active rows; OPEN if one ``is_open``.
+    Returns WRITTEN; SEVERAL if a problem has more active rows; OPEN if one ``is_open``.
     """
     batch, m, K = C.shape
     inverse, w, lb, ub = metric
     sums, shift = np.empty((2, K)), np.empty(K)
     which = np.empty(m, np.bool_)
-    outcome = DONE
+    outcome = WRITTEN
     for b in range(batch):
         active = 0
         row = 0

@@ -35,7 +35,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from fairopt.kernels.active_set import BLIND, EPS, SOLVED, solve_model
+from fairopt.kernels.active_set import BLIND, EPS, MODEL_SOLVED, solve_model
 from fairopt.kernels.compilation import compiled
 from fairopt.kernels.state import (
     ALPHA,
@@ -61,7 +61,6 @@ from fairopt.kernels.state import (
     MODEL,
     MU,
     NOT_FINITE,
-    PENDING,
     PULL,
     RAY,
     REGULAR,
@@ -82,6 +81,7 @@ from fairopt.kernels.state import (
     TRIAL_SHIFT_REST,
     TRIES,
     UNCLIPPED,
+    UNDER_WAY,
 )
 from fairopt.tolerances import PROOF, PROOF_COEFFICIENT, PROOF_SUPPORT, TINY, WEAK
 
@@ -122,7 +122,7 @@ def policy(C):
 
 
 @overload(measure)
-def _measure(C, cells, rows):
+def measure_dense(C, cells, rows):
     if not isinstance(C, types.Array):
         return None
 
@@ -139,7 +139,7 @@ def _measure(C, cells, rows):
 
 
 @overload(combine)
-def _combine(C, y, cells):
+def combine_dense(C, y, cells):
     if not isinstance(C, types.Array):
         return None
 
@@ -155,7 +155,7 @@ def _combine(C, y, cells):
 
 
 @overload(pulls)
-def _pulls(C, cells, rows):
+def pulls_dense(C, cells, rows):
     if not isinstance(C, types.Array):
         return None
 
@@ -169,7 +169,7 @@ def _pulls(C, cells, rows):
 
 
 @overload(newton_step)
-def _newton_step(C, l, u, cells, rows):
+def newton_step_dense(C, l, u, cells, rows):
     if not isinstance(C, types.Array):
         return None
 
@@ -200,7 +200,7 @@ def _newton_step(C, l, u, cells, rows):
 
 
 @overload(policy)
-def _policy(C):
+def policy_dense(C):
     if isinstance(C, types.Array):
         return lambda C: (MAX_ITERATIONS, 0, False)
     return None
@@ -357,7 +357,7 @@ def arrive(l, u, cells, rows, numbers):
     for k in range(cells.shape[1]):
         if not math.isfinite(cells[SUM, k]):
             return NOT_FINITE
-    if numbers[PENDING] != 0.0 and search(l, u, cells, rows, numbers):
+    if numbers[UNDER_WAY] != 0.0 and search(l, u, cells, rows, numbers):
         return CONTINUE
     return ARRIVED
 
@@ -373,7 +373,7 @@ def drifted(C, cells, rows, numbers):
             found = True
             cells[SHIFT, k], cells[SHIFT_REST, k] = exact, 0.0
     if found:
-        numbers[PENDING] = 0
+        numbers[UNDER_WAY] = 0
         for k in range(cells.shape[1]):
             cells[TRIAL_SHIFT, k] = cells[SHIFT, k]
             cells[TRIAL_SHIFT_REST, k] = cells[SHIFT_REST, k]
@@ -394,7 +394,7 @@ def aim(l, u, cells, rows, numbers):
         rows[TRIAL_DUAL, r] = rows[TARGET_DUAL, r]
     numbers[START_SLOPE] = numbers[SHORT_SLOPE] = slope
     numbers[SHORT], numbers[LONG], numbers[LONG_SLOPE], numbers[ALPHA] = 0.0, np.inf, 0.0, 1.0
-    numbers[TRIES], numbers[PENDING] = 0, 1
+    numbers[TRIES], numbers[UNDER_WAY] = 0, 1
     set_shifts(1.0, cells)
 
 
@@ -499,7 +499,7 @@ def advance(C, l, u, cells, rows, numbers, rounding):
     status = arrive(l, u, cells, rows, numbers)
     if status != ARRIVED:
         return status
-    if numbers[PENDING] != 0.0:
+    if numbers[UNDER_WAY] != 0.0:
         if numbers[ALPHA] >= 1.0:
             numbers[MU] = max(numbers[MU] * 1e-2, 1e-16)
         elif numbers[ALPHA] < 0.3:
@@ -527,7 +527,7 @@ def advance(C, l, u, cells, rows, numbers, rounding):
     numbers[ITERATION] += 1
     rows[RAY] = 0.0
     found = newton_step(C, l, u, cells, rows)
-    if found != SOLVED and proves_infeasible(C, l, u, rows[RAY], cells):
+    if found != MODEL_SOLVED and proves_infeasible(C, l, u, rows[RAY], cells):
         rows[TARGET_DUAL] = rows[RAY]
         return INFEASIBLE
     if found == BLIND and ends_blind:

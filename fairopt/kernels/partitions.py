@@ -250,7 +250,7 @@ def remodel(member, D, last, G, whole):
 
 
 @overload(measure)
-def _measure(C, cells, rows):
+def measure_parts(C, cells, rows):
     if not isinstance(C, types.NamedTuple):
         return None
 
@@ -269,7 +269,7 @@ def _measure(C, cells, rows):
 
 
 @overload(combine)
-def _combine(C, y, cells):
+def combine_parts(C, y, cells):
     if not isinstance(C, types.NamedTuple):
         return None
 
@@ -284,7 +284,7 @@ def _combine(C, y, cells):
 
 
 @overload(pulls)
-def _pulls(C, cells, rows):
+def pulls_parts(C, cells, rows):
     if not isinstance(C, types.NamedTuple):
         return None
 
@@ -297,7 +297,7 @@ def _pulls(C, cells, rows):
 
 
 @overload(newton_step)
-def _newton_step(C, l, u, cells, rows):
+def newton_step_parts(C, l, u, cells, rows):
     if not isinstance(C, types.NamedTuple):
         return None
 
@@ -318,7 +318,7 @@ def _newton_step(C, l, u, cells, rows):
 
 
 @overload(policy)
-def _policy(C):
+def policy_parts(C):
     return (lambda C: (LIMIT, PROOFS, True)) if isinstance(C, types.NamedTuple) else None
 
 

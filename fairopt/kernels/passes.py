@@ -44,7 +44,7 @@ def at(a: Any, i: int) -> Any:
 
 
 @overload(at, inline="always")
-def _at(a, i):
+def compiled_at(a, i):
     if isinstance(a, types.Array):
         return lambda a, i: a[i]
     return lambda a, i: a
@@ -56,7 +56,7 @@ def part(a: Any, first: int, last: int) -> Any:
 
 
 @overload(part, inline="always")
-def _part(a, first, last):
+def compiled_part(a, first, last):
     if isinstance(a, types.Array):
         return lambda a, first, last: a[first:last]
     return lambda a, first, last: a
@@ -68,7 +68,7 @@ def in_order(a, cell, start):
 
 
 @overload(in_order)
-def _in_order(a, cell, start):
+def compiled_in_order(a, cell, start):
     if isinstance(a, types.Array):
 
         def sort(a, cell, start):
@@ -137,7 +137,7 @@ def limits(inverse, w, lb, ub, a, b):
 
 
 @overload(limits)
-def _limits(inverse, w, lb, ub, a, b):
+def compiled_limits(inverse, w, lb, ub, a, b):
     if isinstance(w, types.Array):
 
         def each(inverse, w, lb, ub, a, b):

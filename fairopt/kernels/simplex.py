@@ -48,7 +48,7 @@ import math
 
 import numpy as np
 
-from fairopt.kernels.active_set import SOLVED, solve_model
+from fairopt.kernels.active_set import MODEL_SOLVED, solve_model
 from fairopt.kernels.compilation import compiled
 from fairopt.kernels.newton import (
     against_sides,
@@ -77,7 +77,6 @@ from fairopt.kernels.state import (
     ITERATION,
     MAGNITUDE,
     MU,
-    PENDING,
     RAY,
     REGULAR,
     ROW_VALUE,
@@ -88,6 +87,7 @@ from fairopt.kernels.state import (
     TARGET_DUAL,
     TRIAL_SHIFT,
     TRIAL_SHIFT_REST,
+    UNDER_WAY,
     begin,
     new_state,
 )
@@ -407,7 +407,7 @@ def solve(given, samples, single, precision, x, theta, y, T, tight, outcome):
             if status != ARRIVED:
                 continue
             status = CONTINUE
-            if numbers[PENDING] != 0.0:
+            if numbers[UNDER_WAY] != 0.0:
                 soften(numbers, patience)
                 if drifted(flat, cells, rows, numbers):
                     continue
@@ -421,7 +421,7 @@ def solve(given, samples, single, precision, x, theta, y, T, tight, outcome):
                 continue
             numbers[ITERATION] += 1
             found = step(A, l, u, W, weights[EDGE], cells, rows, numbers)
-            if found != SOLVED and proves_infeasible(whole, below, above, rows[RAY], weights):
+            if found != MODEL_SOLVED and proves_infeasible(whole, below, above, rows[RAY], weights):
                 rows[TARGET_DUAL] = rows[RAY]
                 status = INFEASIBLE
                 continue

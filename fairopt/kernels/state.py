@@ -33,7 +33,7 @@ LENGTH, ASIDE, ROW_MASS, PULL, OF_ROW = range(7, 12)
 
 # ``numbers``: of the model and the line search, and counts.
 MU, ALPHA, SHORT, SHORT_SLOPE, LONG, LONG_SLOPE, START_SLOPE, BEST = range(8)
-ITERATION, TRIES, STALLS, PENDING, EVALUATIONS, REGULAR, OF_SOLVE = range(8, 15)
+ITERATION, TRIES, STALLS, UNDER_WAY, EVALUATIONS, REGULAR, OF_SOLVE = range(8, 15)
 
 
 @compiled()

@@ -18,7 +18,15 @@ from fairopt.backends.contract import Backend, Capabilities
 from fairopt.backends.numba.data import Answer, Data, Shares, active_rows, as_numpy, solve_large
 from fairopt.backends.numba.partitioned import Many
 from fairopt.errors import ProblemError, UnsupportedProblemError
-from fairopt.kernels.adjoint import DONE, OPEN, adjoint, batch_sums, batch_write, is_open, reach_of
+from fairopt.kernels.adjoint import (
+    OPEN,
+    WRITTEN,
+    adjoint,
+    batch_sums,
+    batch_write,
+    is_open,
+    reach_of,
+)
 from fairopt.kernels.memory import empty
 from fairopt.kernels.passes import part
 from fairopt.kernels.projection import solve
@@ -142,7 +150,7 @@ class Numba(Backend):
         if workers == 1:
             nu = np.empty_like(y)
             outcome = adjoint(*fixed.rows, y, tight, *given, v, nu)
-            if outcome == DONE:
+            if outcome == WRITTEN:
                 return Adjoint(step, torch.from_numpy(nu))
             open_ = outcome == OPEN
         else:
