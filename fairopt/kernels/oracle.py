@@ -15,19 +15,9 @@ from numpy.typing import NDArray
 
 from fairopt.kernels.newton import advance, conclude, sum_rounding
 from fairopt.kernels.state import (
-    CELL_MASS,
-    CONTINUE,
-    DUAL,
-    EVALUATIONS,
-    MAGNITUDE,
-    SHIFT,
-    SHIFT_REST,
-    SUM,
-    TRIAL_SHIFT,
-    TRIAL_SHIFT_REST,
-    UNCLIPPED,
-    new_state,
-)
+    CELL_MASS, CONTINUE, DUAL, EVALUATIONS, MAGNITUDE, SHIFT, SHIFT_REST, SUM, TRIAL_SHIFT,
+    TRIAL_SHIFT_REST, UNCLIPPED, new_state,
+)  # fmt: skip
 
 Array = NDArray[np.float64]
 

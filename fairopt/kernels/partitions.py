@@ -34,21 +34,9 @@ from fairopt.kernels.combinations import class_sums
 from fairopt.kernels.compilation import compiled
 from fairopt.kernels.newton import combine, largest_mean, measure, newton_step, policy, pulls
 from fairopt.kernels.state import (
-    CELL_MASS,
-    CHANGE,
-    COMBINED,
-    DUAL,
-    LENGTH,
-    MODEL,
-    PULL,
-    ROW_MASS,
-    ROW_SCALE,
-    ROW_VALUE,
-    SUM,
-    TARGET_DUAL,
-    TERMS,
-    UNCLIPPED,
-)
+    CELL_MASS, CHANGE, COMBINED, DUAL, LENGTH, MODEL, PULL, ROW_MASS, ROW_SCALE, ROW_VALUE, SUM,
+    TARGET_DUAL, TERMS, UNCLIPPED,
+)  # fmt: skip
 from fairopt.tolerances import DROPPED_PIVOT, KEPT_CURVATURE
 
 # So many iterations; more are a sign of what L does not see. Scores within the bounds need four or

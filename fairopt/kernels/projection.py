@@ -9,28 +9,12 @@ import numpy as np
 from fairopt.kernels.compilation import compiled
 from fairopt.kernels.newton import advance, conclude, sum_rounding
 from fairopt.kernels.passes import (
-    at,
-    cell_limits,
-    count,
-    evaluate,
-    in_order,
-    pair_evaluate,
-    pair_limits,
-    pair_write,
-    write,
-)
+    at, cell_limits, count, evaluate, in_order, pair_evaluate, pair_limits, pair_write, write,
+)  # fmt: skip
 from fairopt.kernels.state import (
-    CONTINUE,
-    CONVERGED,
-    DUAL,
-    EVALUATIONS,
-    SHIFT,
-    SHIFT_REST,
-    TRIAL_SHIFT,
-    TRIAL_SHIFT_REST,
-    begin,
-    new_state,
-)
+    CONTINUE, CONVERGED, DUAL, EVALUATIONS, SHIFT, SHIFT_REST, TRIAL_SHIFT, TRIAL_SHIFT_REST,
+    begin, new_state,
+)  # fmt: skip
 
 STATUS, PASSES = range(2)  # columns of ``outcome``
 

@@ -51,46 +51,15 @@ import numpy as np
 from fairopt.kernels.active_set import MODEL_SOLVED, solve_model
 from fairopt.kernels.compilation import compiled
 from fairopt.kernels.newton import (
-    against_sides,
-    aim,
-    arrive,
-    drifted,
-    excess,
-    measure,
-    normalise,
-    residual,
-    sum_rounding,
-    tight_sides,
-    verdict,
-)
+    against_sides, aim, arrive, drifted, excess, measure, normalise, residual, sum_rounding,
+    tight_sides, verdict,
+)  # fmt: skip
 from fairopt.kernels.projection import PASSES, STATUS
 from fairopt.kernels.state import (
-    ALPHA,
-    ARRIVED,
-    CELL_MASS,
-    CHANGE,
-    CONTINUE,
-    CONVERGED,
-    DUAL,
-    EVALUATIONS,
-    INFEASIBLE,
-    ITERATION,
-    MAGNITUDE,
-    MU,
-    RAY,
-    REGULAR,
-    ROW_VALUE,
-    SHIFT,
-    SHIFT_REST,
-    STALLED,
-    SUM,
-    TARGET_DUAL,
-    TRIAL_SHIFT,
-    TRIAL_SHIFT_REST,
-    UNDER_WAY,
-    begin,
-    new_state,
-)
+    ALPHA, ARRIVED, CELL_MASS, CHANGE, CONTINUE, CONVERGED, DUAL, EVALUATIONS, INFEASIBLE,
+    ITERATION, MAGNITUDE, MU, RAY, REGULAR, ROW_VALUE, SHIFT, SHIFT_REST, STALLED, SUM,
+    TARGET_DUAL, TRIAL_SHIFT, TRIAL_SHIFT_REST, UNDER_WAY, begin, new_state,
+)  # fmt: skip
 from fairopt.tolerances import PROOF
 
 EDGE, POSITIVE, NEGATIVE = range(3)  # rows of the weights of cells

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairopt import kernels as compiled
 from fairopt.errors import ProblemError
 from fairopt.online.layout import FEATURES, Floats, Integers, Programme
 
@@ -38,7 +38,7 @@ MULTIPLIER, MEMORY, SEEN, AWAY = 0, 1, 2, 3  # in ``rows``
 @lru_cache(maxsize=1)
 def kernels() -> ModuleType:
     """The compiled functions, loaded when first needed."""
-    return import_module("fairopt.kernels.stream")
+    return compiled.stream
 
 
 class State:

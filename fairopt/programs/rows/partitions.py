@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fairopt import kernels
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ class Partitions:
         return out.index_add(1, self.member.reshape(-1).long(), each)
 
     def compiled_sum(self, values: Tensor) -> Tensor:
-        add = import_module("fairopt.kernels.combinations").class_sums
+        add = kernels.combinations.class_sums
         out = np.empty((len(values), self.total))
         member = self.member.numpy().view(np.uint32)
         for each, sums in zip(values.double().contiguous().numpy(), out, strict=True):
