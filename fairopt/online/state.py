@@ -38,7 +38,8 @@ MULTIPLIER, MEMORY, SEEN, AWAY = 0, 1, 2, 3  # in ``rows``
 @lru_cache(maxsize=1)
 def kernels() -> ModuleType:
     """The compiled functions, loaded when first needed."""
-    return compiled.stream
+    module: ModuleType = compiled.stream
+    return module
 
 
 class State:
