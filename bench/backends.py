@@ -35,8 +35,8 @@ from fairopt import QP, DemographicParity, backends, formulate, solve
 from fairopt.backends import OSQP, QPTH, Backend
 from fairopt.backends.osqp.scaled import Standard
 from fairopt.backends.qpth.backend import from_file
-from fairopt.programs.problem import unchecked
 from fairopt.programs.solution import Solution, Status
+from fairopt.programs.tensors import unchecked
 
 PARITY = DemographicParity(tolerance=0.05)
 CALLS = 8  # different problems, in turn

@@ -21,7 +21,7 @@ from fairopt import DemographicParity, FairnessLayer, audit, formulate
 from fairopt.backends import Numba
 from fairopt.formulation import partitioning as row_classes
 from fairopt.formulation import template as tracing
-from fairopt.programs.partitioned_rows import PartitionedRows
+from fairopt.programs.rows.partitioned import PartitionedRows
 
 SIZES = (2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 19, 20, 20)
 

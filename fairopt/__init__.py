@@ -38,8 +38,8 @@ from fairopt.notions.catalogue import (
 )
 from fairopt.notions.functionals import Batch, Functional, Row, Samples
 from fairopt.online import OnlineParity
-from fairopt.programs.block_rows import BlockRows
-from fairopt.programs.problem import LP, QP, CellRows, DenseRows, Rows, SparseRows
+from fairopt.programs.problem import LP, QP
+from fairopt.programs.rows import BlockRows, CellRows, DenseRows, Rows, SparseRows
 from fairopt.programs.solution import Residuals, Solution, Status, residuals
 from fairopt.programs.storage import load_problem, save_problem
 from fairopt.sampler import StratifiedBatchSampler

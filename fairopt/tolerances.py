@@ -53,6 +53,16 @@ RANK = 1e-11
 # A row whose part outside the span of others is shorter than this depends on them.
 DEPENDENT = 1e-9
 
+# The same where lengths come from a matrix of scalar products, whose squared pivots are left out
+# below a share of 1e-12: what is kept has an error of no more than 1e-16 / 1e-6.
+DEPENDENT_IN_PARTS, DROPPED_PIVOT = 1e-8, 1e-12
+# A multiplier in the projection's model problem that changes more slowly than this, relative to the
+# step, does not change: the rate is rounding.
+NO_RATE = 1e-10
+# A part of the cells that keeps less than this share of its curvature is summed afresh, because
+# what is left after subtracting would have lost too many digits.
+KEPT_CURVATURE = 1e-4
+
 # ---------------------------------------------------------------------------------------------
 # Refinement: from a solver's answer to one that is exact to rounding
 # ---------------------------------------------------------------------------------------------
@@ -74,6 +84,8 @@ BEYOND = 1e-6
 # A proof of infeasibility may take coefficients for zero that are this much smaller than the terms
 # they are the sum of, and must exceed the sides by more than this share of its own terms.
 PROOF = 1e-11
+# The same for a cell of a projection's own proof, whose multipliers are exact only to their rank.
+PROOF_COEFFICIENT = 1e-9
 # In a solver's own proof, a coefficient below this share of its terms is meant to be zero, and so
 # is a multiplier below this share of the largest.
 MEANT, MEANT_MULTIPLIER = 1e-5, 1e-7

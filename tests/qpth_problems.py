@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fairopt import QP
-from fairopt.programs.problem import SparseRows
+from fairopt.programs.rows.sparse import SparseRows
 
 INF = float("inf")
 DOUBLE = torch.float64

@@ -42,7 +42,7 @@ from fairopt import (
 )
 from fairopt.agreement.parameters import names
 from fairopt.errors import InfeasibleError
-from fairopt.programs.problem import SparseRows
+from fairopt.programs.rows.sparse import SparseRows
 
 INF = float("inf")
 NOTIONS = (DemographicParity, EqualOpportunity, PredictiveEquality, EqualizedOdds, MeanResidual)

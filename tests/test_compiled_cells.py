@@ -18,7 +18,7 @@ from fairopt.optimality.compiled_cells import CellRefinement, solve_cells
 from fairopt.optimality.finishing import finish, refinement
 from fairopt.optimality.linear_systems import has_cells, solve_reduced
 from fairopt.optimality.refinement import Refinement
-from fairopt.programs.problem import unchecked
+from fairopt.programs.tensors import unchecked
 
 
 @st.composite

@@ -20,7 +20,7 @@ from fairopt import (
     project,
     solve,
 )
-from fairopt.programs.solution import row_excess
+from fairopt.programs.solution import RowValues
 
 seen: Counter[str] = Counter()
 
@@ -43,7 +43,7 @@ def residuals_rows_and_bounds_hold(case: Case) -> None:
         return
     x = solution.x
     assert ((x >= problem.lb) & (x <= problem.ub)).all()
-    assert (row_excess(problem.rows, problem.l, problem.u, x) <= 1e-12).all()
+    assert (RowValues.at(problem, x).relative <= 1e-12).all()
     assert solution.residuals.worst <= 1e-9, str(solution.residuals)
     agree_with_clarabel(problem, x)
 
@@ -98,7 +98,7 @@ def test_every_notion_is_exact_on_drawn_problems(case: Case) -> None:
 def check(problem) -> torch.Tensor:
     """Solve, judge by our residuals, and return x of the first problem."""
     solution = solve(problem, backend="numba")
-    assert (row_excess(problem.rows, problem.l, problem.u, solution.x) <= 1e-12).all()
+    assert (RowValues.at(problem, solution.x).relative <= 1e-12).all()
     assert solution.residuals.worst <= 1e-9, str(solution.residuals)
     return solution.x[0]
 

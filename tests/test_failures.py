@@ -28,6 +28,8 @@ from fairopt.errors import (
     UnboundedError,
     UnsupportedProblemError,
 )
+from fairopt.kernels.projection import STATUS
+from fairopt.kernels.state import STALLED
 from fairopt.programs.problem import Problem
 from fairopt.programs.solution import Status
 
@@ -163,15 +165,15 @@ def limited(name: str, monkeypatch: pytest.MonkeyPatch) -> Backend:
     if name != "numba":
         return kind(max_iter=1)  # type: ignore[call-arg]
     module = importlib.import_module("fairopt.backends.numba.backend")
-    true = module.kernels.solve
+    true = module.solve
 
     def stopped(*data: Any) -> int:
         true(*data)
-        status, x = data[17], data[14]
-        status[1], x[1] = module.kernels.STALLED, 0.5
+        x, outcome = data[7], data[11]
+        outcome[1, STATUS], x[1] = STALLED, 0.5
         return 1
 
-    monkeypatch.setattr(module.kernels, "solve", stopped)
+    monkeypatch.setattr(module, "solve", stopped)
     return kind()
 
 
@@ -239,7 +241,7 @@ def test_a_device_that_it_does_not_run_on(backend: Backend) -> None:
 
 # Where each backend calls its solver.
 SOLVERS: dict[str, Callable[[pytest.MonkeyPatch, Callable[..., Any]], None]] = {
-    "numba": lambda patch, broken: patch.setattr(module("numba.backend").kernels, "solve", broken),
+    "numba": lambda patch, broken: patch.setattr(module("numba.backend"), "solve", broken),
     "osqp": lambda patch, broken: patch.setattr(module("osqp.backend").Workspace, "solve", broken),
     "qpth": lambda patch, broken: patch.setattr(module("qpth.backend").load(), "forward", broken),
     "highs": lambda patch, broken: patch.setattr(module("highs"), "linprog", broken),

@@ -32,7 +32,7 @@ from fairopt import (
 from fairopt.backends import HiGHS
 from fairopt.backends import highs as highs_
 from fairopt.optimality.certificates import proves_infeasible
-from fairopt.programs.solution import row_excess
+from fairopt.programs.solution import RowValues
 
 INF = float("inf")
 OPTIONS = [
@@ -127,7 +127,7 @@ def test_float32(problem: LP) -> None:
     )  # fmt: skip
     solution = HiGHS().solve(problem)
     assert solution.x.dtype == torch.float32
-    excess = row_excess(problem.rows, problem.l, problem.u, solution.x)
+    excess = RowValues.at(problem, solution.x).relative
     inside = (solution.x >= problem.lb) & (solution.x <= problem.ub)
     for b, status in enumerate(solution.status):
         if status is Status.SOLVED:

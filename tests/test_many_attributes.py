@@ -42,13 +42,13 @@ from fairopt.backends import Numba
 from fairopt.backends.numba import partitioned as _many
 from fairopt.backends.numba.partitioned import Many
 from fairopt.formulation import partitioning as classes_of
-from fairopt.kernels import partitions as _classes
+from fairopt.kernels import active_set, partitions
 from fairopt.kernels.combinations import number
 from fairopt.notions.functionals import Batch
 from fairopt.optimality.derivative import adjoint
-from fairopt.programs.partitioned_rows import PartitionedRows
-from fairopt.programs.problem import unchecked
-from fairopt.programs.solution import row_excess
+from fairopt.programs.rows.partitioned import PartitionedRows
+from fairopt.programs.solution import RowValues
+from fairopt.programs.tensors import unchecked
 
 seen: Counter[str] = Counter()
 
@@ -130,7 +130,7 @@ def solved(problem: QP) -> Solution:
     x = solution.x
     assert ((x >= problem.lb) & (x <= problem.ub)).all()
     other = without_partitions(problem)
-    assert (row_excess(other.rows, problem.l, problem.u, x) <= 1e-12).all()
+    assert (RowValues(other.rows, problem.l, problem.u, x).relative <= 1e-12).all()
     judged = unchecked(Solution, **{**solution.__dict__, "problem": other})
     assert judged.residuals.worst <= 1e-9, str(judged.residuals)
     return solution
@@ -319,7 +319,7 @@ def test_partitions_write_the_same_rows(
         *zip(products(a, x, v), products(b, x, v), strict=True),
         (a.pull_back(y, v, nu, x)[1], b.pull_back(y, v, nu, x)[1]),
         (a.to_dense().matrix, b.to_dense().matrix),
-        (a.by_class()[0] @ a.partitions.sum(v[:, : a.cells])[0], a.values(v[:, : a.cells])[0]),
+        (a.by_part()[0] @ a.partitions.sum(v[:, : a.cells])[0], a.values(v[:, : a.cells])[0]),
     ):
         torch.testing.assert_close(*pair, rtol=1e-11, atol=1e-14)
 
@@ -584,9 +584,9 @@ def test_rows_leave_the_factorisation(seed: int, K: int, count: int) -> None:
     W, side, lam = np.arange(count + 1), np.ones(count + 1), rng.random(count + 1)
     before = lam.copy()
     for j in range(count):
-        _classes.keep(Q, R, j, _classes.orthogonalise(N[j], Q, R, j))
+        active_set.keep(Q, R, j, active_set.orthogonalise(N, j, Q, R, j, True))
     gone = int(rng.integers(0, count))
-    _classes.remove(Q, R, W, side, lam, gone, count)
+    active_set.remove(Q, R, W, side, lam, gone, count, True)
     left = np.delete(np.arange(count), gone)
     q = count - 1
     assert (W[:q] == left).all() and (lam[:q] == before[left]).all()
@@ -604,9 +604,9 @@ def test_factor_of_the_classes_sees_their_dependence() -> None:
         V[member[:, f], np.arange(300)] = 1.0
     expected = (V * D) @ V.T
     G = np.zeros((20, 20))
-    _classes.gram(member, D, G)
+    partitions.gram(member, D, G)
     np.testing.assert_allclose(np.triu(G), np.triu(expected), rtol=1e-12)
-    L, least, rest = _classes.factorise_classes(G, 1e-12)
+    L, least, rest = partitions.factorise_parts(G, 1e-12)
     assert L.shape[1] == 20 - 3  # the classes of each partition add up to everyone
     assert least > 1e-3 and rest < 1e-13
     np.testing.assert_allclose(L @ L.T, expected, atol=1e-12 * expected.max())

@@ -33,7 +33,7 @@ from fairopt import (
 )
 from fairopt.backends import Backend
 from fairopt.formulation import objectives
-from fairopt.programs.solution import row_excess
+from fairopt.programs.solution import RowValues
 
 # ---------------------------------------------------------------------------------------------
 # By hand
@@ -486,7 +486,7 @@ def test_dense_rows(objective: Linear) -> None:
     if backends.is_available("highs"):
         plain = project(scores.detach(), groups, constraints, bounds=(0, 1), objective=objective)
         problem = formulate(constraints, scores.detach(), groups, bounds=(0, 1))
-        assert bool((row_excess(problem.rows, problem.l, problem.u, plain[None]) <= 1e-12).all())
+        assert bool((RowValues.at(problem, plain[None]).relative <= 1e-12).all())
 
 
 @pytest.mark.parametrize("objective", LINEAR)
@@ -507,6 +507,6 @@ def test_other_notions(objective: Linear, constraints: list[Any]) -> None:
         scores, groups, constraints, targets, bounds=(0, 1), objective=objective, smoothing=0.1
     )
     problem = formulate(constraints, scores.detach(), groups, targets, bounds=(0, 1))
-    assert bool((row_excess(problem.rows, problem.l, problem.u, x[None].detach()) <= 1e-12).all())
+    assert bool((RowValues.at(problem, x[None].detach()).relative <= 1e-12).all())
     x.square().sum().backward()
     assert scores.grad is not None and bool(torch.isfinite(scores.grad).all())

@@ -27,7 +27,8 @@ from fairopt import (
     project,
     solve,
 )
-from fairopt.programs.problem import CellRows, SparseRows
+from fairopt.programs.rows.cells import CellRows
+from fairopt.programs.rows.sparse import SparseRows
 
 # ---------------------------------------------------------------------------------------------
 # What is solved

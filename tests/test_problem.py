@@ -1,4 +1,4 @@
-"""Rows in three forms behind one set of operations; residuals as the independent judge."""
+"""Problems as data; residuals as the independent judge."""
 
 from __future__ import annotations
 
@@ -6,67 +6,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from fairopt import LP, QP, CellRows, DenseRows, Rows, SparseRows, residuals, solve
-from fairopt.programs.problem import all_finite, compact, is_uniform
-
-
-def cell_rows(seed: int, batch: int, m: int, n: int, cells: int) -> CellRows:
-    generator = torch.Generator().manual_seed(seed)
-    return CellRows(
-        torch.randn(batch, m, cells, generator=generator, dtype=torch.float64),
-        torch.randint(0, cells, (batch, n), generator=generator),
-        torch.randn(batch, n, generator=generator, dtype=torch.float64),
-    )
-
-
-@given(
-    st.integers(0, 1000),
-    st.integers(1, 3),
-    st.integers(0, 5),
-    st.integers(1, 12),
-    st.integers(1, 4),
-)
-def test_every_form_computes_the_same(seed: int, batch: int, m: int, n: int, cells: int) -> None:
-    rows = cell_rows(seed, batch, m, n, cells)
-    dense, sparse = rows.to_dense(), rows.to_sparse()
-    generator = torch.Generator().manual_seed(seed + 1)
-    x = torch.randn(batch, n, generator=generator, dtype=torch.float64)
-    y = torch.randn(batch, m, generator=generator, dtype=torch.float64)
-    d = torch.rand(batch, n, generator=generator, dtype=torch.float64)
-    A = dense.matrix
-    for form in (rows, dense, sparse):
-        assert form.shape == (batch, m, n)
-        close(form.apply(x), (A @ x.unsqueeze(-1)).squeeze(-1))
-        close(form.transpose_apply(y), (A.mT @ y.unsqueeze(-1)).squeeze(-1))
-        close(form.gram(d), A * d.unsqueeze(-2) @ A.mT)
-        close(form.norms(d), (A * d.unsqueeze(-2) @ A.mT).diagonal(dim1=-2, dim2=-1).sqrt())
-        close(form.to_dense().matrix, A)
-        close(form.to_sparse().to_dense().matrix, A)
-        close(form.absolute().to_dense().matrix, A.abs())
-        N, c = form.factor(d, x)
-        close(
-            (N @ c.unsqueeze(-1)).squeeze(-1), ((A * d.unsqueeze(-2)) @ x.unsqueeze(-1)).squeeze(-1)
-        )
+from fairopt import LP, QP, DenseRows, SparseRows, residuals, solve
+from fairopt.programs.tensors import all_finite, compact, is_uniform
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("form", ["cells", "dense", "sparse"])
-def test_pull_back_is_the_gradient_of_the_dense_matrix(form: str) -> None:
-    rows: Rows = cell_rows(0, 2, 3, 7, 4)
-    rows = {"cells": rows, "dense": rows.to_dense(), "sparse": rows.to_sparse()}[form]
-    y, nu = torch.randn(2, 3).double(), torch.randn(2, 3).double()
-    v, x = torch.randn(2, 7).double(), torch.randn(2, 7).double()
-    leaves = [t.clone().requires_grad_() for t in rows.tensors]
-    A = rows.with_tensors(*leaves).to_dense().matrix
-    (A * (y.unsqueeze(-1) * v.unsqueeze(-2) + nu.unsqueeze(-1) * x.unsqueeze(-2))).sum().backward()
-    for ours, leaf in zip(rows.pull_back(y, v, nu, x), leaves, strict=True):
-        close(ours, leaf.grad)
 
 
 def test_shared_data_are_expanded_not_copied() -> None:

@@ -37,7 +37,8 @@ from fairopt import (
     solve,
 )
 from fairopt.programs import storage
-from fairopt.programs.problem import Problem, compact, is_uniform
+from fairopt.programs.problem import Problem
+from fairopt.programs.tensors import compact, is_uniform
 
 INF = float("inf")
 

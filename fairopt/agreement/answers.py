@@ -13,7 +13,7 @@ from fairopt.agreement.data import REFERENCE, Answer
 from fairopt.agreement.parameters import names
 from fairopt.backends import Backend
 from fairopt.errors import ConvergenceError, FairoptError, ProblemError, UnsupportedProblemError
-from fairopt.programs.problem import QP, Problem, select
+from fairopt.programs.problem import QP, Problem
 from fairopt.programs.solution import Solution, Status
 from fairopt.solving.autograd import answered, judged, solve
 
@@ -40,7 +40,7 @@ def ask(label: str, backend: Backend, problem: Problem, g: Tensor, repeats: int)
     part, chosen = problem, g
     if isinstance(problem, QP) and not bool(accepted.all()):
         index = accepted.nonzero().squeeze(-1)
-        part, chosen = select(problem, index), g[:, index]
+        part, chosen = problem.select(index), g[:, index]
     try:
         if repeats and (isinstance(part, QP) or bool(accepted.all())):
             answer.forward = best(repeats, lambda: solve(part, backend=backend), no.device)
@@ -110,7 +110,7 @@ def wait(device: torch.device) -> None:
 
 def known_answer(problem: Problem, reference: Solution | Tensor) -> Answer:
     """A reference that is no backend."""
-    like = problem.lb
+    like = problem.linear
     batch = len(like)
     x = reference.x.detach() if isinstance(reference, Solution) else reference.detach()
     if x.dim() == 1 and batch == 1:

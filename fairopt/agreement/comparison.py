@@ -69,7 +69,7 @@ def cross_validate(
     elif smoothing:
         raise ProblemError("smoothing: a QP needs none; give it a larger P instead")
     data = problem.detach()
-    dtype, device = data.lb.dtype, data.lb.device
+    dtype, device = data.linear.dtype, data.lb.device
     allowed = Allowed(
         as_tolerance("tolerance", tolerance, AGREEMENT[dtype]),
         as_tolerance("gradient_tolerance", gradient_tolerance, GRADIENT_AGREEMENT[dtype]),

@@ -33,7 +33,8 @@ from torch import Tensor
 
 from fairopt.agreement.parameters import row_word
 from fairopt.optimality.linear_systems import metric
-from fairopt.programs.problem import LP, QP, Problem, SparseRows, compact
+from fairopt.programs.problem import LP, QP, Problem
+from fairopt.programs.tensors import compact
 from fairopt.tolerances import RANK
 
 
@@ -163,8 +164,7 @@ def unique_point(problem: Problem, pushing: Tensor, free: Tensor, d: Tensor) -> 
     shown = torch.zeros(batch, dtype=torch.bool, device=d.device)
     flat, curved = torch.ones_like(free), None  # where P may be zero; P where it is a matrix
     if isinstance(problem, QP) and problem.is_diagonal:
-        assert isinstance(problem.P, Tensor)
-        flat = problem.P <= 0
+        flat = problem.tensors[0] <= 0
         if not bool(compact(flat).any()):
             return ~shown
     elif isinstance(problem, QP):
@@ -174,7 +174,7 @@ def unique_point(problem: Problem, pushing: Tensor, free: Tensor, d: Tensor) -> 
         shown = failed == 0
         if bool(shown.all()):
             return shown
-    A = problem.rows.to_dense().matrix.double() * d.rsqrt().unsqueeze(-2)
+    A = problem.rows.to_tensor().double() * d.rsqrt().unsqueeze(-2)
     found = []
     for b, known in enumerate(shown.tolist()):
         columns = (flat[b] & free[b]).nonzero().squeeze(-1)
@@ -193,7 +193,6 @@ def unique_point(problem: Problem, pushing: Tensor, free: Tensor, d: Tensor) -> 
 
 def scaled(problem: QP, d: Tensor) -> Tensor:
     """P with a diagonal of ones, ``(B, n, n)``."""
-    P = problem.P.to_dense().matrix if isinstance(problem.P, SparseRows) else problem.P
     root = d.rsqrt()
-    curved: Tensor = P.double() * (root.unsqueeze(-1) * root.unsqueeze(-2))
+    curved: Tensor = problem.quadratic_tensor().double() * (root.unsqueeze(-1) * root.unsqueeze(-2))
     return curved

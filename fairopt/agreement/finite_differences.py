@@ -24,7 +24,7 @@ from fairopt.agreement.parameters import names, natural_sizes
 from fairopt.backends import Backend
 from fairopt.errors import FairoptError
 from fairopt.optimality.active_sets import bound_sides, row_sides
-from fairopt.programs.problem import QP, SparseRows, select
+from fairopt.programs.problem import QP
 from fairopt.programs.solution import Solution
 from fairopt.solving.autograd import solve
 from fairopt.tolerances import DOUBTFUL, ZERO_GRADIENT
@@ -124,17 +124,12 @@ def direction(problem: QP, name: str, noise: Tensor, size: Tensor, total: Tensor
     """A direction in which g.x changes by its natural size, from noise between -1 and 1."""
     if name == "P":
         # (S P + P S) / 2 with S diagonal: P -> (1 + hS/2) P (1 + hS/2) stays semidefinite.
-        if isinstance(problem.P, SparseRows):
-            n = problem.shape[2]
-            s = noise.new_zeros(len(noise), n)
-            width = min(n, noise.shape[-1])
-            s[:, :width] = noise[:, :width]
-            row, column = problem.P.row, problem.P.column
-            return problem.P.values.double() * (s[:, row] + s[:, column]) / 2
-        if problem.is_diagonal:
-            return problem.P * noise
-        s = noise[..., 0]
-        return problem.P * (s.unsqueeze(-1) + s.unsqueeze(-2)) / 2
+        n = problem.shape[2]
+        s = noise.new_zeros(len(noise), n)
+        some = noise[..., 0] if noise.dim() == 3 else noise[:, :n]
+        s[:, : some.shape[1]] = some
+        one = torch.ones_like(s)
+        return problem.tensors[0] * (problem.products(s, one) + problem.products(one, s)) / 2
     scale = total.view(-1, *[1] * (size.dim() - 1))
     move = noise * torch.where(size > 0, scale / size, 0.0)
     if name in PARTNER:
@@ -193,7 +188,7 @@ def slopes(
         return
     try:
         found = finite_differences(
-            select(problem, index), solver.backend, g[:, index],
+            problem.select(index), solver.backend, g[:, index],
             where.standing.unique_duals[index], generator,
         )  # fmt: skip
     except FairoptError as error:

@@ -21,44 +21,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fairopt.programs.problem import QP, DenseRows, Problem, Rows, SparseRows, row_name
+from fairopt.programs.problem import QP, Problem
+from fairopt.programs.rows.sparse import SparseRows
 
 SIDES = ("l", "u", "lb", "ub")
 
 
 def names(problem: QP) -> tuple[str, ...]:
     """A name for each of ``problem.tensors``: P, q, rows..., l, u, lb, ub."""
-    rows = problem.rows
-    if isinstance(rows, DenseRows):
-        return ("P", "q", "rows", *SIDES)
-    known = vars(rows).items()
-    inner = []
-    for index, tensor in enumerate(rows.tensors):
-        found = [name for name, value in known if value is tensor]
-        inner.append(f"rows.{found[0] if found else index}")
-    return ("P", "q", *inner, *SIDES)
+    return ("P", "q", *problem.rows.parameters, *SIDES)
 
 
 def place(problem: Problem, name: str, index: tuple[int, ...]) -> str:
     """An element in words: ``u['group: 0 - 1']``; ``index`` has no batch dimension."""
-    rows = problem.rows
     words = [str(i) for i in index]
     if name == "P" and isinstance(problem, QP) and isinstance(problem.P, SparseRows):
         words = [str(int(problem.P.row[index[0]])), str(int(problem.P.column[index[0]]))]
     elif name == "P" and len(index) == 1:
         words *= 2
-    elif name == "rows.values" and isinstance(rows, SparseRows):
-        words = [row_word(problem, int(rows.row[index[0]])), str(int(rows.column[index[0]]))]
-    elif name in ("l", "u", "row_dual", "rows", "rows.coefficient"):
+    elif name in ("l", "u", "row_dual"):
         words[0] = row_word(problem, index[0])
-        if name == "rows.coefficient":
-            words[1:] = map(" ".join, zip(("cell", "place"), words[1:]))  # noqa: B905
+    elif name in problem.rows.parameters:
+        row, words = problem.rows.place(name, index)
+        words = words if row is None else [row_word(problem, row), *words]
     return f"{name}[{', '.join(words)}]" if words else name
 
 
 def row_word(problem: Problem, row: int) -> str:
     """The name of a row in quotes, or its number."""
-    return repr(row_name(problem, row)) if problem.row_names else str(row)
+    return repr(problem.row_name(row)) if problem.row_names else str(row)
 
 
 def natural_sizes(
@@ -81,24 +72,15 @@ def natural_sizes(
     X = torch.maximum((root * x).abs(), (problem.q.double() / root).abs()).amax(-1)
     total = X + (row_dual * length).abs().amax(-1) if length.shape[-1] else X
     total = torch.where(total > 0, total, 1.0)
-    if isinstance(problem.P, SparseRows):
-        quadratic = 1 / (root[:, problem.P.row] * root[:, problem.P.column])
-    elif problem.is_diagonal:
-        quadratic = root.square().reciprocal()
-    else:
-        quadratic = 1 / (root.unsqueeze(-1) * root.unsqueeze(-2))
     zero = torch.zeros_like(root), torch.zeros_like(inverse)
-    inner = magnitudes(rows).pull_back(inverse, 1 / root, zero[1], zero[0])
+    sizes_of_rows = rows.with_tensors(*(tensor.abs() for tensor in rows.tensors))
+    inner = sizes_of_rows.pull_back(inverse, 1 / root, zero[1], zero[0])
 
     def times(tensor: Tensor) -> Tensor:
         return tensor * total.view(-1, *[1] * (tensor.dim() - 1))
 
     sizes = (
-        times(quadratic), 1 / root, *map(times, inner), inverse, inverse, root, root
+        times(1 / problem.products(root, root)), 1 / root, *map(times, inner), inverse, inverse,
+        root, root,
     )  # fmt: skip
     return dict(zip(names(problem), sizes, strict=True)), root, total
-
-
-def magnitudes(rows: Rows) -> Rows:
-    """The absolute values of what defines the rows, in the same structure."""
-    return rows.with_tensors(*(tensor.abs() for tensor in rows.tensors))

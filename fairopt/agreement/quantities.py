@@ -30,7 +30,7 @@ def examine(problem: Problem, order: Sequence[Answer], allowed: Allowed) -> Merg
         y[take], w[take] = answer.row_dual[take], answer.bound_dual[take]
         solved = solved | take
     # Multipliers carry the rounding of the data divided by the smallest singular value.
-    rank = 100 * torch.finfo(problem.lb.dtype).eps / allowed.gradient
+    rank = 100 * torch.finfo(problem.linear.dtype).eps / allowed.gradient
     return Merged(x, y, w, solved, standing(problem, x, y, w, touch=allowed.solution, rank=rank))
 
 
@@ -89,7 +89,7 @@ def size_of_x(problem: Problem, root: Tensor) -> Tensor:
 
 def objective(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
     """The objective and the sum of the magnitudes of its terms: ``(B,)`` each."""
-    linear = (problem.c if isinstance(problem, LP) else problem.q).double() * x
+    linear = problem.linear.double() * x
     value, size = linear.sum(-1), linear.abs().sum(-1)
     if isinstance(problem, QP):
         curved = 0.5 * x * problem.apply_quadratic(x)

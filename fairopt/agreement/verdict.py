@@ -100,7 +100,7 @@ def described(problem: Problem) -> str:
     return (
         f"{batch} {kind} program{'s' if batch != 1 else ''}, {n} variable{'s' if n != 1 else ''}, "
         f"{m} row{'s' if m != 1 else ''}, "
-        f"{str(problem.lb.dtype).removeprefix('torch.')} on {problem.lb.device}"
+        f"{str(problem.linear.dtype).removeprefix('torch.')} on {problem.lb.device}"
     )
 
 

@@ -14,8 +14,8 @@ from fairopt.errors import FairoptError, ProblemError
 from fairopt.formulation.inputs import as_batch, as_constraints, check_finite, read_weights, wide
 from fairopt.formulation.samples import Data, GroupCounts, Groups, fit, gather
 from fairopt.notions.catalogue import Constraint
-from fairopt.programs.problem import compact
-from fairopt.programs.solution import excess
+from fairopt.programs.solution import RowValues
+from fairopt.programs.tensors import compact
 from fairopt.tolerances import ROW_PRECISION
 
 if TYPE_CHECKING:
@@ -245,9 +245,9 @@ def audited(
         written = data.write(weight, 1, "skip")
         rows = data.in_form(written, weight, x)
         l, u = (side.expand(1, len(written.names)) for side in written.sides)
-        value = rows.apply(x.double())
-        size = x.abs().double() if largest is None else torch.full_like(x.double(), largest)
-        beyond = excess(value, rows.absolute(), l, u, size)[0]
+        size = None if largest is None else torch.full_like(x.double(), largest)
+        found_values = RowValues(rows, l, u, x, size)
+        value, beyond = found_values.value, found_values.relative[0]
         if written.constant is not None:
             value = value + written.constant
         sizes = smallest(data)

@@ -11,9 +11,7 @@ from torch import Tensor
 from fairopt.errors import UnsupportedProblemError
 from fairopt.optimality.derivative import Adjoint
 from fairopt.optimality.derivative import adjoint as shared_adjoint
-from fairopt.programs.block_rows import BlockRows
-from fairopt.programs.partitioned_rows import PartitionedRows
-from fairopt.programs.problem import LP, QP, CellRows, DenseRows, Problem, SparseRows
+from fairopt.programs.problem import LP, QP, Problem
 from fairopt.programs.solution import Solution
 
 
@@ -24,7 +22,7 @@ class Capabilities:
     Attributes:
         quadratic: forms of P among "diagonal", "dense", "sparse".
         linear: whether it solves LPs.
-        rows: forms of rows it takes as they are, among "dense", "sparse", "cells", "blocks".
+        rows: names of the forms of rows that it takes: "dense", "sparse", "cells", "blocks", ...
         devices: torch device types its tensors may be on.
         certifies: whether it vouches for what it returns: rows and bounds checked in float64, as
             returned, and optimality made sure of by its method; ``solve`` then does not check.
@@ -41,10 +39,10 @@ class Capabilities:
         if isinstance(problem, LP):
             if not self.linear:
                 return "linear programs (give solve(..., smoothing=...) a positive value)"
-        elif (form := quadratic_form(problem)) not in self.quadratic:
-            return f"a {form} P (it takes: {words(self.quadratic)})"
-        if (kind := row_form(problem)) not in self.rows:
-            return f"rows in {kind} form (it takes: {words(self.rows)})"
+        elif problem.quadratic_form not in self.quadratic:
+            return f"a {problem.quadratic_form} P (it takes: {words(self.quadratic)})"
+        if problem.rows.name not in self.rows:
+            return f"rows in {problem.rows.name} form (it takes: {words(self.rows)})"
         if (device := problem.l.device.type) not in self.devices:
             return f"tensors on {device!r} (it runs on: {words(self.devices)})"
         return None
@@ -52,23 +50,6 @@ class Capabilities:
 
 def words(names: frozenset[str]) -> str:
     return ", ".join(sorted(names)) or "none"
-
-
-def quadratic_form(problem: QP) -> str:
-    if isinstance(problem.P, SparseRows):
-        return "sparse"
-    return "diagonal" if problem.is_diagonal else "dense"
-
-
-def row_form(problem: Problem) -> str:
-    return ROW_FORMS.get(type(problem.rows), type(problem.rows).__name__)
-
-
-# Rows over partitions are cells that know more of themselves.
-ROW_FORMS: dict[type, str] = {
-    CellRows: "cells", PartitionedRows: "cells", SparseRows: "sparse", DenseRows: "dense",
-    BlockRows: "blocks",
-}  # fmt: skip
 
 
 class Backend(ABC):

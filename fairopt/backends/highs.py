@@ -37,7 +37,7 @@ from fairopt.optimality.certificates import first_proof, proves_unbounded, sharp
 from fairopt.optimality.finishing import finish
 from fairopt.optimality.linear_systems import solve_reduced
 from fairopt.optimality.sparse_systems import solve_sparse
-from fairopt.programs.problem import LP, Problem, SparseRows
+from fairopt.programs.problem import LP, Problem
 from fairopt.programs.solution import Solution, Status
 from fairopt.tolerances import FEASIBLE, HIGHS_FEASIBILITY
 
@@ -122,7 +122,7 @@ class HiGHS(Backend):
             backend=self.name,
             status=tuple(answer.status or Status.STALLED for answer in answers),
             iterations=tuple(answer.iterations for answer in answers),
-            reduced=solve_sparse if isinstance(problem.rows, SparseRows) else solve_reduced,
+            reduced=solve_sparse if problem.rows.is_sparse else solve_reduced,
         )
         return replace(solution, seconds=time.perf_counter() - begun)
 

@@ -17,7 +17,11 @@ import torch
 
 from fairopt import backends
 from fairopt.errors import BackendNotFoundError, FairoptError, UnsupportedProblemError
-from fairopt.programs.problem import LP, QP, CellRows, DenseRows, Rows, SparseRows
+from fairopt.programs.problem import LP, QP
+from fairopt.programs.rows.base import Rows
+from fairopt.programs.rows.cells import CellRows
+from fairopt.programs.rows.dense import DenseRows
+from fairopt.programs.rows.sparse import SparseRows
 from fairopt.solving.autograd import solve
 from fairopt.tolerances import SELF_TEST
 

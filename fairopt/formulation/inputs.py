@@ -10,11 +10,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from fairopt import kernels
 from fairopt.errors import ProblemError
-from fairopt.formulation.samples import fit, is_small, scan
+from fairopt.formulation.samples import fit, is_small
 from fairopt.kernels.memory import negative
 from fairopt.notions.catalogue import Constraint
-from fairopt.programs.problem import all_finite, compact, shape_of
+from fairopt.programs.tensors import all_finite, compact, shape_of
 
 Bound: TypeAlias = Tensor | float | None
 Bounds: TypeAlias = tuple[Bound, Bound] | None
@@ -67,7 +68,7 @@ def as_batch(scores: Tensor) -> Tensor:
 
 def check_finite(scores: Tensor, flat: Tensor) -> None:
     """Raise unless all are finite; ``flat`` are the scores as a batch."""
-    if not (scan().finite(flat.numpy()) if is_small(flat) else all_finite(flat)):
+    if not (kernels.checks.finite(flat.numpy()) if is_small(flat) else all_finite(flat)):
         bad = (~torch.isfinite(scores.detach())).nonzero()
         raise ProblemError(
             f"scores: expected finite values, got {len(bad)} NaN or infinite ones, first at index "

@@ -27,8 +27,8 @@ from fairopt.formulation.samples import Data, GroupCounts, Groups, fit, gather
 from fairopt.formulation.template import plan
 from fairopt.kernels.memory import negative
 from fairopt.notions.catalogue import Constraint
-from fairopt.programs.block_rows import BlockRows
-from fairopt.programs.problem import shape_of, to_batch, unchecked
+from fairopt.programs.rows.blocks import BlockRows
+from fairopt.programs.tensors import shape_of, to_batch, unchecked
 
 INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

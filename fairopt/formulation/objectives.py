@@ -36,17 +36,11 @@ from torch import Tensor
 from fairopt.errors import ConvergenceError, ProblemError
 from fairopt.optimality.finishing import refine
 from fairopt.optimality.refinement import clipped
-from fairopt.programs.problem import (
-    LP,
-    QP,
-    CellRows,
-    DenseRows,
-    Rows,
-    SparseRows,
-    to_batch,
-    unchecked,
-)
-from fairopt.programs.solution import row_excess
+from fairopt.programs.problem import LP, QP
+from fairopt.programs.rows.base import Rows
+from fairopt.programs.rows.sparse import SparseRows
+from fairopt.programs.solution import RowValues
+from fairopt.programs.tensors import to_batch, unchecked
 from fairopt.tolerances import ROW_PRECISION
 
 Objective: TypeAlias = Literal["l2", "l1", "linf", "utility"]
@@ -125,7 +119,7 @@ def least_total_change(stated: Stated, center: Tensor) -> LP:
     cost = each.expand_as(center)
     return program(
         torch.cat([cost, cost], -1),
-        mirrored(stated.rows),
+        stated.rows.mirrored(),
         *shifted(stated, center),
         center.new_zeros(()),
         torch.cat([upper - center, center - lower], -1),
@@ -149,19 +143,6 @@ def shifted(stated: Stated, center: Tensor) -> tuple[Tensor, Tensor]:
         return torch.where(near, side - side.detach(), side)  # zero, with its history
 
     return moved(stated.l), moved(stated.u)
-
-
-def mirrored(rows: Rows) -> Rows:
-    """[A, -A]."""
-    if isinstance(rows, CellRows):
-        return unchecked(
-            CellRows,
-            coefficient=rows.coefficient,
-            cell=torch.cat([rows.cell, rows.cell], -1),
-            weight=torch.cat([rows.weight, -rows.weight], -1),
-        )
-    matrix = rows.to_dense().matrix
-    return unchecked(DenseRows, matrix=torch.cat([matrix, -matrix], -1))
 
 
 def least_largest_change(stated: Stated, center: Tensor) -> LP:
@@ -277,7 +258,8 @@ class Reader:
 
     def excess(self, x: Tensor) -> Tensor:
         stated = self.stated
-        return row_excess(stated.rows.detach(), stated.l.detach(), stated.u.detach(), x.detach())
+        rows, l, u = stated.rows.detach(), stated.l.detach(), stated.u.detach()
+        return RowValues(rows, l, u, x.detach()).relative
 
     def nearest(self, x: Tensor) -> Tensor:
         """The projection of x onto rows and bounds, from which it differs by rounding."""
@@ -286,6 +268,6 @@ class Reader:
         l, u = (side.detach().expand(len(x), -1) for side in (stated.l, stated.u))
         problem = unchecked(
             QP, P=torch.ones_like(x), q=-x, rows=stated.rows.detach().expand(len(x)), l=l, u=u,
-            lb=lower, ub=upper, row_names=(), skipped=(), memo=None,
+            lb=lower, ub=upper,
         )  # fmt: skip
         return refine(problem, x, x.new_zeros(len(x), problem.shape[1]))[0]

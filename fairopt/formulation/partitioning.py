@@ -12,15 +12,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fairopt import kernels
 from fairopt.formulation.template import Trace, indicators
 from fairopt.notions.functionals import Axis, Members
-from fairopt.programs.partitioned_rows import Partitions
+from fairopt.programs.rows.partitions import Partitions
 
 # Beyond this many classes the S x S matrix of the classes is no gain over dense coefficients.
 MOST_CLASSES = 1024
@@ -60,8 +60,7 @@ class Classes:
         size = np.array([len(axis.codes) for axis in axes], np.int64)
         start = np.cumsum([0, *self.sizes])
         member = np.empty((len(combinations), len(self.sizes)), np.int32)
-        members = import_module("fairopt.kernels.combinations").members
-        members(combinations.numpy(), end, column, size, start, member)
+        kernels.combinations.members(combinations.numpy(), end, column, size, start, member)
         return Partitions(self.sizes, torch.from_numpy(member), self.of_row)
 
 

@@ -30,7 +30,8 @@ from fairopt.formulation.samples import GroupCounts, Groups, cell_rows, gather
 from fairopt.formulation.template import Trace
 from fairopt.kernels.memory import negative
 from fairopt.notions.catalogue import Constraint
-from fairopt.programs.problem import LP, QP, CellRows, to_batch, unchecked
+from fairopt.programs.problem import LP, QP
+from fairopt.programs.tensors import to_batch, unchecked
 
 # Rows of up to this many cells are remembered by the cells' counts.
 MOST_COUNTS = 256
@@ -189,18 +190,9 @@ def formulate_around(
             rows, cells.counts(), sides, data.nonnegative, missing_group, scores.dtype, flat.dtype,
             flat.device, batch, n,
         )  # fmt: skip
-        template = same.rows
-        assert isinstance(template, CellRows)
-        fields = {
-            **same.__dict__,
-            "q": negative(flat),
-            "rows": unchecked(
-                CellRows,
-                coefficient=template.coefficient,
-                cell=to_batch(cells.index, batch, n),
-                weight=template.weight,
-            ),
-        }
+        template, index = same.rows, to_batch(cells.index, batch, n)
+        over = unchecked(type(template), **{**template.__dict__, "cell": index})
+        fields = {**same.__dict__, "q": negative(flat), "rows": over}
         return Formulated(unchecked(QP, **fields), center)
 
     if weights is not None or not quadratic:
@@ -255,4 +247,4 @@ def remembered(
         one, one.expand(batch, n), cell_rows(written.matrix, index, one, batch), *written.sides,
         lower, upper, written.names, only_one(rows) + written.skipped,
     )  # fmt: skip
-    return unchecked(QP, **{**problem.__dict__, "memo": {}})
+    return problem.replace(memo={})

@@ -10,7 +10,9 @@ from fairopt.errors import ProblemError
 from fairopt.formulation.inputs import describe
 from fairopt.formulation.objectives import Read
 from fairopt.formulation.template import Trace
-from fairopt.programs.problem import LP, QP, Rows, compact, to_batch, unchecked
+from fairopt.programs.problem import LP, QP
+from fairopt.programs.rows.base import Rows
+from fairopt.programs.tensors import compact, to_batch, unchecked
 
 
 class Formulated(NamedTuple):

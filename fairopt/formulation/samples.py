@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
-from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,22 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fairopt import kernels
 from fairopt.errors import ProblemError
 from fairopt.formulation.coefficients import MissingGroup, Written, write
 from fairopt.formulation.partitioning import classes
 from fairopt.formulation.template import MOST_CELLS, Plan, Trace, indicators, plan, trace
 from fairopt.notions.catalogue import Constraint
 from fairopt.notions.functionals import OUTCOME, TARGET, Axis, Key, attribute_axis
-from fairopt.programs.partitioned_rows import PartitionedRows, Partitions
-from fairopt.programs.problem import (
-    CellRows,
-    DenseRows,
-    Rows,
-    all_finite,
-    shape_of,
-    to_batch,
-    unchecked,
-)
+from fairopt.programs.rows.base import Rows
+from fairopt.programs.rows.cells import CellRows
+from fairopt.programs.rows.dense import DenseRows
+from fairopt.programs.rows.partitioned import PartitionedRows
+from fairopt.programs.rows.partitions import Partitions
+from fairopt.programs.tensors import all_finite, shape_of, to_batch, unchecked
 
 Groups: TypeAlias = Tensor | Mapping[str, Tensor]
 GroupCounts: TypeAlias = Mapping[str, int] | int | None
@@ -56,18 +51,6 @@ SMALL = 50_000
 def is_small(tensor: Tensor) -> bool:
     """Whether ``fairopt.kernels.checks`` takes it."""
     return tensor.is_cpu and tensor.numel() <= SMALL and tensor.is_contiguous()
-
-
-@lru_cache(maxsize=1)
-def scan() -> ModuleType:
-    """The compiled functions, loaded when first needed."""
-    return import_module("fairopt.kernels.checks")
-
-
-@lru_cache(maxsize=1)
-def combinations() -> ModuleType:
-    """The same for combinations of attributes."""
-    return import_module("fairopt.kernels.combinations")
 
 
 def fit(name: str, tensor: object, scores: Tensor, flat: Tensor) -> Tensor:
@@ -472,12 +455,12 @@ def encode(
             continue
         if is_small(codes) and len(codes) == 1:
             array, found = np.empty(codes.shape, np.uint8), np.zeros(MOST_CODES, np.int64)
-            low, high = scan().encode(codes.numpy(), array, found)
+            low, high = kernels.checks.encode(codes.numpy(), array, found)
             part = torch.from_numpy(array)
         else:
             part, found = codes, None
             if len(made.attributes) > FEW and codes.is_cpu and codes.numel() <= MANY:
-                low, high = combinations().ends(codes.reshape(-1).numpy())
+                low, high = kernels.combinations.ends(codes.reshape(-1).numpy())
             else:
                 low, high = (int(end) for end in torch.aminmax(codes))
         if low < 0:
@@ -561,7 +544,7 @@ def occupied(axes: Sequence[Axis], parts: Sequence[Tensor]) -> Cells:
 
 def hashed(axes: Sequence[Axis], flat: Sequence[Tensor], shape: torch.Size) -> Cells:
     """``occupied`` on the CPU, without sorting."""
-    index, codes, counts = combinations().number(
+    index, codes, counts = kernels.combinations.number(
         [part.numpy() for part in flat], [len(a.codes) for a in axes]
     )
     each = torch.from_numpy(codes)

@@ -6,7 +6,7 @@ The problem, for one element of the batch, with samples i, classes c, cells k an
     subject to  l <= sum_k A_k s_k <= u,   s_k = sum_{i in cell k} w_i x_i,
                 x_i >= 0,   sum_c x_ic = 1
 
-A_k is (m, C), a sample's x_i and q_i have C entries. With row multipliers y and *tilts*
+A_k is (m, C), a sample's x_i and q_i have C entries. With row multipliers y and dual shifts
 t_k = A_k^T y, the primal is one projection per sample,
 
     x_i(t) = the point of the simplex nearest to v_i = -(q_i + w_i t_k) / P_i
@@ -27,18 +27,19 @@ of weight W_cd = sum w_i^2 / (P_i |F_i|) over the samples in which both are free
 up, so they have no cancellation, and neither has ``factorise_graph``: eliminating a node of a graph
 Laplacian, whose diagonal is the sum of what is beside it, takes no subtraction (Grassmann, Taksar,
 Heyman, "Regenerative analysis and steady state distributions for Markov chains", Oper. Res. 33,
-1985). With H_k = L_k L_k^T the model of a Newton step is that of ``_projection.newton_step`` with
+1985). With H_k = L_k L_k^T the model of a Newton step is that of ``fairopt.kernels.newton`` with
 the rows A_k L_k, and the rank of a cell (classes no sample connects) is exact.
 
-Steps are globalised as in ``_projection.advance``: the model's edges are at least mu times those of
-the cell with nothing clipped, and a line search on the slope of the dual shortens what overshoots.
+Steps are globalised as in ``fairopt.kernels.newton``: the model's edges are at least mu times those
+of the cell with nothing clipped, and a line search on the slope of the dual shortens what
+overshoots.
 
-The shift of a tilt along (1, ..., 1) moves nothing, but would cost digits of the rest. So the last
+The part of a shift along (1, ..., 1) moves nothing, but would cost digits of the rest. So the last
 class is the *reference*: with M_k = sum w_i, rows A_kc - A_kC and sides less sum_k A_kC M_k say the
-same of points whose samples sum to 1, and their tilts are zero there.
+same of points whose samples sum to 1, and their shifts are zero there.
 
-Tilts are unevaluated sums t_hi + t_lo, and each sample is shifted to a largest value of zero before
-and after they enter, so that neither large scores nor large tilts cost digits of x.
+Dual shifts are unevaluated sums t_hi + t_lo, and each sample is shifted to a largest value of zero
+before and after they enter, so that neither large scores nor large shifts cost digits of x.
 """
 
 from __future__ import annotations
@@ -47,41 +48,21 @@ import math
 
 import numpy as np
 
+from fairopt.kernels.active_set import MODEL_SOLVED, solve_model
 from fairopt.kernels.compilation import compiled
-from fairopt.kernels.projection import (
-    ALPHA,
-    BEST,
-    CONTINUE,
-    CONVERGED,
-    EPS,
-    EVALUATIONS,
-    HIGH,
-    HIGH_SLOPE,
-    INFEASIBLE,
-    ITERATION,
-    LOW,
-    LOW_SLOPE,
-    MAX_ITERATIONS,
-    MAX_TRIES,
-    MU,
-    NOT_FINITE,
-    PENDING,
-    REGULAR,
-    SLOPE0,
-    STALLED,
-    STALLS,
-    TRIES,
-    another_length,
-    excess,
-    largest_mean,
-    new_state,
-    newton_step,
-    slope_at,
-    sum_rounding,
-    tight_sides,
-    two_sum_into,
-)
-from fairopt.tolerances import TINY
+from fairopt.kernels.newton import (
+    against_sides, aim, arrive, drifted, excess, measure, normalise, residual, sum_rounding,
+    tight_sides, verdict,
+)  # fmt: skip
+from fairopt.kernels.projection import PASSES, STATUS
+from fairopt.kernels.state import (
+    ALPHA, ARRIVED, CELL_MASS, CHANGE, CONTINUE, CONVERGED, DUAL, EVALUATIONS, INFEASIBLE,
+    ITERATION, MAGNITUDE, MU, RAY, REGULAR, ROW_VALUE, SHIFT, SHIFT_REST, STALLED, SUM,
+    TARGET_DUAL, TRIAL_SHIFT, TRIAL_SHIFT_REST, UNDER_WAY, begin, new_state,
+)  # fmt: skip
+from fairopt.tolerances import PROOF
+
+EDGE, POSITIVE, NEGATIVE = range(3)  # rows of the weights of cells
 
 # ---------------------------------------------------------------------------------------------
 # Passes over the samples
@@ -89,7 +70,7 @@ from fairopt.tolerances import TINY
 
 
 @compiled(fastmath=False)  # said aloud: left unsaid, it would inherit the flags of its caller
-def shifted(q, inverse, w, t_hi, t_lo, v):  # type: ignore[no-untyped-def]
+def shifted(q, inverse, w, t_hi, t_lo, v):
     """v = -(q + w t) / P, shifted to a largest entry of zero; what was taken off."""
     C = q.shape[0]
     base = top = rest = -np.inf
@@ -109,7 +90,7 @@ def shifted(q, inverse, w, t_hi, t_lo, v):  # type: ignore[no-untyped-def]
 
 
 @compiled(fastmath=False)
-def threshold(v):  # type: ignore[no-untyped-def]
+def threshold(v):
     """theta with sum max(v - theta, 0) = 1, for a largest entry of zero; and how many are free."""
     theta = -1.0  # never less: the largest entry gets at most 1
     free = 0
@@ -126,10 +107,11 @@ def threshold(v):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def evaluate(q, inverse, w, cell, t_hi, t_lo, s, W, size):  # type: ignore[no-untyped-def]
+def evaluate(q, inverse, w, cell, t_hi, t_lo, cells, W):
     """One pass: per cell the sums of w x by class, the edges W and the sums of |w x|."""
     n, C = q.shape
     v, free = np.empty(C), np.empty(C, np.int64)
+    s, size = cells[SUM].reshape(t_hi.shape), cells[MAGNITUDE].reshape(t_hi.shape)
     s[:] = 0.0
     W[:] = 0.0
     size[:] = 0.0
@@ -152,7 +134,7 @@ def evaluate(q, inverse, w, cell, t_hi, t_lo, s, W, size):  # type: ignore[no-un
 
 
 @compiled()
-def symmetric(W):  # type: ignore[no-untyped-def]
+def symmetric(W):
     """Copy the edges W[k, c, d], c < d, to W[k, d, c]."""
     K, C, _ = W.shape
     for k in range(K):
@@ -162,12 +144,13 @@ def symmetric(W):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def write(q, inverse, w, cell, t_hi, t_lo, shift, single, x, theta, multiplier, s, size):  # type: ignore[no-untyped-def]
+def write(q, inverse, w, cell, t_hi, t_lo, shift, single, x, theta, multiplier, cells):
     """x, the local threshold and the multiplier of each sample's sum; and the sums of what is
     written, in float32 with ``single``: what an auditor of the returned tensor adds up.
     """
     n, C = q.shape
     v = np.empty(C)
+    s, size = cells[SUM].reshape(t_hi.shape), cells[MAGNITUDE].reshape(t_hi.shape)
     s[:] = 0.0
     size[:] = 0.0
     for i in range(n):
@@ -185,18 +168,17 @@ def write(q, inverse, w, cell, t_hi, t_lo, shift, single, x, theta, multiplier, 
 
 
 @compiled()
-def reach(inverse, w, cell, E, positive, negative, mass):  # type: ignore[no-untyped-def]
-    """Per cell: sum of w^2 / P, of the positive and of the negative weights, and of |w|."""
-    E[:] = 0.0
-    positive[:] = 0.0
-    negative[:] = 0.0
+def limits(inverse, w, cell, weights, cells):
+    """Per cell: sum of w^2 / P and of the positive and the negative weights; by class, of |w|."""
+    weights[:] = 0.0
     for i in range(cell.shape[0]):
         k = cell[i]
-        E[k] += w[i] * w[i] * inverse[i]
-        positive[k] += max(w[i], 0.0)
-        negative[k] += min(w[i], 0.0)
-    for k in range(E.shape[0]):
-        mass[k] = positive[k] - negative[k]
+        weights[EDGE, k] += w[i] * w[i] * inverse[i]
+        weights[POSITIVE, k] += max(w[i], 0.0)
+        weights[NEGATIVE, k] += min(w[i], 0.0)
+    C = cells.shape[1] // weights.shape[1]
+    for k in range(cells.shape[1]):
+        cells[CELL_MASS, k] = weights[POSITIVE, k // C] - weights[NEGATIVE, k // C]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -205,7 +187,7 @@ def reach(inverse, w, cell, E, positive, negative, mass):  # type: ignore[no-unt
 
 
 @compiled()
-def factorise_graph(W, root, ratio):  # type: ignore[no-untyped-def]
+def factorise_graph(W, root, ratio):
     """L with L L^T the Laplacian of the graph with edges W, which is overwritten.
 
     Column j of L is root[j] at j and -root[j] ratio[j, c] at c > j. A node without edges to later
@@ -227,7 +209,7 @@ def factorise_graph(W, root, ratio):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def through(A, root, ratio, N):  # type: ignore[no-untyped-def]
+def through(A, root, ratio, N):
     """N = A L, cell by cell: (m, K, C) to (m, K, C - 1)."""
     m, K, C = A.shape
     for r in range(m):
@@ -250,17 +232,10 @@ def through(A, root, ratio, N):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def proves_infeasible(A, l, u, ray, positive, negative):  # type: ignore[no-untyped-def]
+def proves_infeasible(A, l, u, ray, weights):
     """Farkas: the least value of ray.A s over all reachable s exceeds what the rows allow."""
     m, K, C = A.shape
-    least = size = 0.0
-    for r in range(m):
-        if ray[r] > 0.0:
-            least -= u[r] * ray[r]
-            size += abs(u[r] * ray[r])
-        elif ray[r] < 0.0:
-            least -= l[r] * ray[r]
-            size += abs(l[r] * ray[r])
+    least, size = against_sides(l, u, ray)
     if not least > -np.inf:
         return False
     for k in range(K):
@@ -271,301 +246,171 @@ def proves_infeasible(A, l, u, ray, positive, negative):  # type: ignore[no-unty
                 value += ray[r] * A[r, k, c]
                 total += abs(ray[r] * A[r, k, c])
             low, high, largest = min(low, value), max(high, value), max(largest, total)
-        least += positive[k] * low + negative[k] * high
-        size += (positive[k] - negative[k]) * largest
-    return least > 1e-11 * size
+        least += weights[POSITIVE, k] * low + weights[NEGATIVE, k] * high
+        size += (weights[POSITIVE, k] - weights[NEGATIVE, k]) * largest
+    return least > PROOF * size
 
 
 @compiled()
-def set_trial(alpha, y, target, dt, trial, T):  # type: ignore[no-untyped-def]
-    """The point alpha along the step."""
-    for r in range(y.shape[0]):
-        trial[r] = target[r] if alpha == 1.0 else y[r] + alpha * (target[r] - y[r])
-    for k in range(dt.shape[0]):
-        T[2, k], T[3, k] = two_sum_into(T[0, k], T[1, k], alpha * dt[k])
+def soften(numbers, patience):
+    """Set mu after a step was taken.
 
-
-@compiled()
-def search(l, u, s, size, numbers, counts, patience, Y, T, dt):  # type: ignore[no-untyped-def]
-    """Given the sums at the trial point, take it (True) or set another trial (False).
-
-    By the slope of the dual along the step, approached from the left. Where a step was far too long
-    mu grows, and stays for as many good steps as ``patience`` says: lowered at once, it would come
-    back to the same kink of the dual, for cells of few samples again and again.
+    Where a step was far too long mu grows, and stays for as many good steps as ``patience`` says:
+    lowered at once, it would come back to the same kink of the dual, for cells of few samples again
+    and again.
     """
-    y, trial, target = Y[0], Y[1], Y[2]
-    alpha = numbers[ALPHA]
-    slope, limit = slope_at(l, u, s, size, numbers, counts, Y, dt)
-    tries = counts[TRIES]
-    if slope > limit and tries < MAX_TRIES:
-        numbers[HIGH], numbers[HIGH_SLOPE] = alpha, slope
-    elif (
-        slope < -0.7 * abs(numbers[SLOPE0])
-        and tries < MAX_TRIES // 2
-        and numbers[HIGH] - alpha > 1e-3 * numbers[HIGH]
-    ):
-        numbers[LOW], numbers[LOW_SLOPE] = alpha, slope
-    else:
-        y[:] = trial
-        T[0], T[1] = T[2], T[3]
-        if alpha < 0.3:
-            numbers[MU] = min(numbers[MU] * 1e1, 1.0)
-            patience[1] = min(2 * patience[1] + 1, 15)
+    if numbers[ALPHA] < 0.3:
+        numbers[MU] = min(numbers[MU] * 1e1, 1.0)
+        patience[1] = min(2 * patience[1] + 1, 15)
+        patience[0] = patience[1]
+    elif numbers[ALPHA] >= 1.0:
+        patience[0] -= 1
+        if patience[0] < 0:
+            numbers[MU] = max(numbers[MU] * 1e-1, 1e-16)
             patience[0] = patience[1]
-        elif alpha >= 1.0:
-            patience[0] -= 1
-            if patience[0] < 0:
-                numbers[MU] = max(numbers[MU] * 1e-1, 1e-16)
-                patience[0] = patience[1]
-        return True
-    alpha = another_length(numbers, counts)
-    set_trial(alpha, y, target, dt, trial, T)
-    return False
 
 
 @compiled()
-def distance(flat, l, u, y, s, size, spread, rounding, floor):  # type: ignore[no-untyped-def]
-    """How far rows and multipliers are from optimal, in units of what rounding allows, or 0.
-
-    Args:
-        flat: the rows, (m, K C).
-        spread: the sum of |w| of each cell, once for each class.
-        floor: to be filled with what rounding allows of each row.
-    """
-    worst = 0.0
-    largest = largest_mean(size, spread)
-    for r in range(flat.shape[0]):
-        value = scale = 0.0
-        for k in range(s.shape[0]):
-            value += flat[r, k] * s[k]
-            scale += abs(flat[r, k]) * spread[k] * largest
-        if y[r] > 0.0:
-            off = abs(value - u[r])
-        elif y[r] < 0.0:
-            off = abs(value - l[r])
-        else:
-            off = max(value - u[r], l[r] - value, 0.0)
-        if math.isfinite(u[r]):
-            scale = max(scale, abs(u[r]))
-        if math.isfinite(l[r]):
-            scale = max(scale, abs(l[r]))
-        floor[r] = rounding * (scale + TINY)
-        if off > floor[r]:
-            worst = max(worst, off / floor[r])
-    return worst
-
-
-@compiled()
-def drift(flat, y, T):  # type: ignore[no-untyped-def]
-    """Whether the tilt had lost digits, having grown large and come back: it is then made anew."""
-    found = False
-    for k in range(flat.shape[1]):
-        exact = scale = 0.0
-        for r in range(flat.shape[0]):
-            exact += flat[r, k] * y[r]
-            scale += abs(flat[r, k] * y[r])
-        if abs(T[0, k] + T[1, k] - exact) > 32.0 * EPS * scale:
-            found = True
-            T[0, k], T[1, k] = exact, 0.0
-    return found
-
-
-@compiled()
-def step(A, l, u, floor, s, W, E, numbers, counts, y, target, dt, ray):  # type: ignore[no-untyped-def]
-    """The Newton step: new multipliers and the change of tilt; False if the model has no point."""
+def step(A, l, u, W, edge, cells, rows, numbers):
+    """The Newton step: new multipliers and the change of the dual shifts; see ``solve_model``."""
     m, K, C = A.shape
     root, ratio = np.zeros((K, C)), np.zeros((K, C, C))
-    counts[REGULAR] = 1
+    numbers[REGULAR] = 1
     for k in range(K):
-        least = numbers[MU] * E[k] / C
+        least = numbers[MU] * edge[k] / C
         for c in range(C):
             for d in range(C):
                 if c != d and W[k, c, d] < least:
                     W[k, c, d] = least
-                    counts[REGULAR] = 0  # the model guesses: overshoot is not to be trusted
+                    numbers[REGULAR] = 0  # the model guesses: overshoot is not to be trusted
         factorise_graph(W[k], root[k], ratio[k])
     N = np.empty((m, K, C - 1))
     through(A, root, ratio, N)
-    below, above = np.empty(m), np.empty(m)
-    for r in range(m):
-        value = 0.0
-        for k in range(K):
-            for c in range(C):
-                value += A[r, k, c] * s[k, c]
-        below[r], above[r] = l[r] - value, u[r] - value
-    size = K * (C - 1)
-    z = np.empty(size)
-    solved = newton_step(
-        N.reshape(m, size), below, above, floor, np.zeros(size), np.ones(size), y, target, z, ray
-    )
+    flat, z = N.reshape(m, K * (C - 1)), np.zeros(K * (C - 1))
+    normalise(flat, rows)
+    below, above = l - rows[ROW_VALUE], u - rows[ROW_VALUE]
+    rows[ROW_VALUE] = 0.0
+    found = solve_model(flat, below, above, rows, z, None)
+    change = cells[CHANGE].reshape(K, C)
     for k in range(K):
-        # L^T dt = z, from the reference class on.
-        dt[k, C - 1] = 0.0
+        # L^T change = -z, from the reference class on.
+        change[k, C - 1] = 0.0
         for j in range(C - 2, -1, -1):
+            total = 0.0
             if root[k, j] > 0.0:
-                total = z[k * (C - 1) + j] / root[k, j]
+                total = -z[k * (C - 1) + j] / root[k, j]
                 for c in range(j + 1, C):
-                    total += ratio[k, j, c] * dt[k, c]
+                    total += ratio[k, j, c] * change[k, c]
             else:
-                total = 0.0
                 for r in range(m):
-                    total += A[r, k, j] * (target[r] - y[r])
-            dt[k, j] = total
-    return solved
+                    total += A[r, k, j] * (rows[TARGET_DUAL, r] - rows[DUAL, r])
+            change[k, j] = total
+    return found
 
 
 @compiled()
-def solve_one(A, l, u, q, inverse, w, cell, single, precision, x, theta, multiplier, tight):  # type: ignore[no-untyped-def]
-    """Solve one problem in one thread.
-
-    Returns status, passes, multipliers (of the solution, or of the proof that there is none), both
-    parts of the tilts, and the worst excess of a row.
-    """
-    n = q.shape[0]
-    m, K, C = A.shape
-    E, positive, negative, mass = np.empty(K), np.empty(K), np.empty(K), np.empty(K)
-    reach(inverse, w, cell, E, positive, negative, mass)
-    spread = np.repeat(mass, C)
-    # The same rows less those of the reference class.
-    given, below, above, whole = A, l, u, A.reshape(m, K * C)
+def without_reference(A, l, u, weights):
+    """The same rows less those of the reference class."""
     A, l, u = A.copy(), l.copy(), u.copy()
+    m, K, C = A.shape
     for r in range(m):
         for k in range(K):
             last = A[r, k, C - 1]
-            l[r] -= last * (positive[k] + negative[k])
-            u[r] -= last * (positive[k] + negative[k])
+            l[r] -= last * (weights[POSITIVE, k] + weights[NEGATIVE, k])
+            u[r] -= last * (weights[POSITIVE, k] + weights[NEGATIVE, k])
             for c in range(C):
                 A[r, k, c] -= last
-    flat = A.reshape(m, K * C)
-    s, size, W = np.empty((K, C)), np.empty((K, C)), np.empty((K, C, C))
-    numbers, counts, Y, T, dt = new_state(m, K * C)
-    tilts = T.reshape(4, K, C)
-    s_flat, size_flat = s.reshape(K * C), size.reshape(K * C)
-    rounding = sum_rounding(n)
-    floor, ray = np.empty(m), np.zeros(m)
-    patience = np.zeros(2, np.int64)
-    y, target = Y[0], Y[2]
-    status = CONTINUE
-    while status == CONTINUE:
-        evaluate(q, inverse, w, cell, tilts[2], tilts[3], s, W, size)
-        counts[EVALUATIONS] += 1
-        for k in range(K * C):
-            if not math.isfinite(s_flat[k]):
-                status = NOT_FINITE
-        if status != CONTINUE:
-            break
-        if counts[PENDING]:
-            if not search(l, u, s_flat, size_flat, numbers, counts, patience, Y, T, dt):
-                continue
-            if drift(flat, y, T):
-                counts[PENDING] = 0
-                T[2], T[3] = T[0], T[1]
-                continue
-        worst = distance(flat, l, u, y, s_flat, size_flat, spread, rounding, floor)
-        if worst == 0.0:
-            status = CONVERGED
-            break
-        if worst <= 1000.0:  # a few hundred roundings: better only if it comes at once
-            counts[STALLS] += 1
-            if counts[STALLS] > 2 and worst >= 0.5 * numbers[BEST]:
-                status = CONVERGED
-                break
-        numbers[BEST] = min(numbers[BEST], worst)
-        if counts[ITERATION] >= MAX_ITERATIONS:
-            status = STALLED
-            break
-        if proves_infeasible(given, below, above, y, positive, negative):
-            target[:] = y
-            status = INFEASIBLE
-            break
-        counts[ITERATION] += 1
-        solved = step(
-            A, l, u, floor, s, W, E, numbers, counts, y, target, dt.reshape(K, C), ray
-        )  # fmt: skip
-        if not solved and proves_infeasible(given, below, above, ray, positive, negative):
-            target[:] = ray
-            status = INFEASIBLE
-            break
-        # Contradictory only to rounding: the step towards the other rows is still good.
-        slope = 0.0
-        for k in range(K * C):
-            slope -= s_flat[k] * dt[k]
-        for r in range(m):
-            d = target[r] - y[r]
-            if d != 0.0:
-                sign = y[r] if y[r] != 0.0 else d
-                slope += (u[r] if sign > 0.0 else l[r]) * d
-        numbers[SLOPE0] = numbers[LOW_SLOPE] = slope
-        numbers[LOW], numbers[HIGH], numbers[HIGH_SLOPE], numbers[ALPHA] = 0.0, np.inf, 0.0, 1.0
-        counts[TRIES], counts[PENDING] = 0, 1
-        set_trial(1.0, y, target, dt, Y[1], T)
-    shift = np.zeros(K)
-    for k in range(K):
-        for r in range(m):
-            shift[k] += given[r, k, C - 1] * y[r]
-    write(q, inverse, w, cell, tilts[0], tilts[1], shift, single, x, theta, multiplier, s, size)
-    tight_sides(whole, below, above, spread, s_flat, size_flat, precision, tight)
-    worst = excess(whole, below, above, spread, s_flat, size_flat)
-    if status == INFEASIBLE:
-        # Every point of the simplices has y.(A x) >= -(the sum of these).
-        y = target
-        for i in range(n):
-            least = np.inf
-            for c in range(C):
-                value = 0.0
-                for r in range(m):
-                    value += given[r, cell[i], c] * y[r]
-                least = min(least, w[i] * value)
-            multiplier[i] = -least
-    return status, counts[EVALUATIONS], y, tilts[0], tilts[1], worst
+    return A, l, u
 
 
 @compiled()
-def solve(  # type: ignore[no-untyped-def]
-    A,
-    l,
-    u,
-    q,
-    inverse,
-    w,
-    cell,
-    single,
-    precision,
-    first,
-    last,
-    x,
-    theta,
-    y,
-    T,
-    status,
-    passes,
-    worst,
-    tight,
-):
-    """Solve the problems first <= b < last of a batch, one after the other, in one thread.
+def least_products(A, y, w, cell, out):
+    """Every point of the simplices has y.(A x) >= -(the sum of these)."""
+    for i in range(cell.shape[0]):
+        least = np.inf
+        for c in range(A.shape[2]):
+            value = 0.0
+            for r in range(A.shape[0]):
+                value += A[r, cell[i], c] * y[r]
+            least = min(least, w[i] * value)
+        out[i] = -least
+
+
+@compiled()
+def solve(given, samples, single, precision, x, theta, y, T, tight, outcome):
+    """Solve the problems of a batch, one after the other, in one thread.
+
+    Args:
+        given: A, l, u: ``(B, m, K, C)`` and ``(B, m)``.
+        samples: q, 1/P, w and cell: ``(B, n, C)`` and ``(B, n)``.
+        single: whether x is rounded to float32.
+        precision: the largest excess of a row, relative to its scale.
+        x, theta: written, the solutions and the threshold of each sample.
+        y: written, the multipliers of rows and sums (of the solution, or of the proof that there is
+            none), ``(B, m + n)``.
+        T, tight, outcome: written, as by ``fairopt.kernels.projection.solve``; T is
+            ``(B, 2, K, C)``.
 
     Returns how many have no solution to the precision asked for.
     """
-    m = A.shape[1]
+    batch, m, K, C = given[0].shape
+    cells, rows, numbers = new_state(m, K * C)
+    weights, W, shift = np.empty((3, K)), np.empty((K, C, C)), np.empty(K)
+    rounding = sum_rounding(samples[0].shape[1])
+    patience = np.empty(2, np.int64)
+    trial, trial_rest = cells[TRIAL_SHIFT].reshape(K, C), cells[TRIAL_SHIFT_REST].reshape(K, C)
+    hi, low = cells[SHIFT].reshape(K, C), cells[SHIFT_REST].reshape(K, C)
     failures = 0
-    for b in range(first, last):
-        status[b], passes[b], y[b, :m], T[0, b], T[1, b], worst[b] = solve_one(
-            A[b],
-            l[b],
-            u[b],
-            q[b],
-            inverse[b],
-            w[b],
-            cell[b],
-            single,
-            precision,
-            x[b],
-            theta[b],
-            y[b, m:],
-            tight[b],
-        )
-        if status[b] != CONVERGED or not worst[b] <= precision:
-            failures += 1
+    for b in range(batch):
+        begin(cells, rows, numbers)
+        patience[:] = 0
+        q, inverse, w, cell = samples[0][b], samples[1][b], samples[2][b], samples[3][b]
+        whole, below, above = given[0][b], given[1][b], given[2][b]
+        limits(inverse, w, cell, weights, cells)
+        A, l, u = without_reference(whole, below, above, weights)
+        flat = A.reshape(m, K * C)
+        status = CONTINUE
+        while status == CONTINUE:
+            evaluate(q, inverse, w, cell, trial, trial_rest, cells, W)
+            status = arrive(l, u, cells, rows, numbers)
+            if status != ARRIVED:
+                continue
+            status = CONTINUE
+            if numbers[UNDER_WAY] != 0.0:
+                soften(numbers, patience)
+                if drifted(flat, cells, rows, numbers):
+                    continue
+            measure(flat, cells, rows)
+            status = verdict(residual(l, u, rows, rounding), numbers)
+            if status != CONTINUE:
+                continue
+            if proves_infeasible(whole, below, above, rows[DUAL], weights):
+                rows[TARGET_DUAL] = rows[DUAL]
+                status = INFEASIBLE
+                continue
+            numbers[ITERATION] += 1
+            found = step(A, l, u, W, weights[EDGE], cells, rows, numbers)
+            if found != MODEL_SOLVED and proves_infeasible(whole, below, above, rows[RAY], weights):
+                rows[TARGET_DUAL] = rows[RAY]
+                status = INFEASIBLE
+                continue
+            # Contradictory only to rounding: the step towards the other rows is still good.
+            aim(l, u, cells, rows, numbers)
+        for k in range(K):
+            shift[k] = 0.0
+            for r in range(m):
+                shift[k] += whole[r, k, C - 1] * rows[DUAL, r]
+        write(q, inverse, w, cell, hi, low, shift, single, x[b], theta[b], y[b, m:], cells)
+        measure(whole.reshape(m, K * C), cells, rows)
+        tight_sides(below, above, rows, precision, tight[b])
+        if status == INFEASIBLE:
+            rows[DUAL] = rows[TARGET_DUAL]
+            least_products(whole, rows[DUAL], w, cell, y[b, m:])
+        elif status == CONVERGED and not excess(below, above, rows) <= precision:
+            status = STALLED
+        failures += status != CONVERGED
+        y[b, :m], T[b, 0], T[b, 1] = rows[DUAL], hi, low
+        outcome[b, STATUS], outcome[b, PASSES] = status, numbers[EVALUATIONS]
     return failures
 
 
@@ -575,7 +420,7 @@ def solve(  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def adjoint_sums(q, inverse, w, cell, t_hi, t_lo, theta, g, W, G):  # type: ignore[no-untyped-def]
+def adjoint_sums(q, inverse, w, cell, t_hi, t_lo, theta, g, W, G):
     """Per cell the edges W, and G = sum of (w / P) (g less its mean over F), on the free classes.
 
     theta is what the forward found: a class is free if its very number there was not below it.
@@ -606,7 +451,7 @@ def adjoint_sums(q, inverse, w, cell, t_hi, t_lo, theta, g, W, G):  # type: igno
 
 
 @compiled()
-def adjoint_factor(A, W, G, N, c):  # type: ignore[no-untyped-def]
+def adjoint_factor(A, W, G, N, c):
     """N with N N^T = A H A^T, and c with N c = A G: (m, K (C - 1)) and (K (C - 1)).
 
     L c = G by elimination: what a class has passes on to those that it is joined with.
@@ -623,7 +468,7 @@ def adjoint_factor(A, W, G, N, c):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def adjoint_write(q, inverse, w, cell, t_hi, t_lo, theta, g, shift, v, nu):  # type: ignore[no-untyped-def]
+def adjoint_write(q, inverse, w, cell, t_hi, t_lo, theta, g, shift, v, nu):
     """v = -(g + w shift + nu) / P on the free classes, with the nu that makes it sum to zero."""
     n, C = q.shape
     u = np.empty(C)

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairopt import kernels as compiled
 from fairopt.errors import ProblemError
 from fairopt.kernels.stream_records import (
     AWAY,
@@ -52,7 +52,8 @@ NOT_SHARED = np.zeros((0, 0))
 @lru_cache(maxsize=1)
 def kernels() -> ModuleType:
     """The compiled functions, loaded when first needed."""
-    return import_module("fairopt.kernels.stream")
+    module: ModuleType = compiled.stream
+    return module
 
 
 class State:

@@ -31,7 +31,7 @@ from fairopt.optimality.degenerate_bounds import (
 from fairopt.optimality.linear_systems import least_norm
 from fairopt.optimality.minimum_norm import are_dependent, minimum_norm, support
 from fairopt.programs.problem import QP, Problem
-from fairopt.programs.solution import Solution
+from fairopt.programs.solution import RowValues, Solution
 from fairopt.tolerances import ROW_PRECISION, ZERO_MULTIPLIER
 
 
@@ -67,10 +67,8 @@ def bound_sides(problem: QP, solution: Solution, d: Tensor) -> Tensor:
 def tight_sides(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
     """Which upper and which lower sides x meets, to the promised precision: ``(B, m)``, bool."""
     limit = ROW_PRECISION[x.dtype]
-    x = x.detach().double()
-    value = problem.rows.apply(x)
-    scale = problem.rows.absolute().apply(x.abs().amax(-1, keepdim=True).expand_as(x))
-    u, l = problem.u.double(), problem.l.double()
+    rows = RowValues.at(problem, x.detach())
+    value, scale, u, l = rows.value, rows.scale, rows.u, rows.l
     upper = torch.isfinite(u) & (u - value <= limit * (scale + u.abs()))
     lower = torch.isfinite(l) & (value - l <= limit * (scale + l.abs()))
     return upper, lower

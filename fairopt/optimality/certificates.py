@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fairopt.optimality.linear_systems import least_norm
 from fairopt.optimality.refinement import finite
-from fairopt.programs.problem import LP, Problem, SparseRows
+from fairopt.programs.problem import LP, Problem
 from fairopt.tolerances import MEANT, MEANT_MULTIPLIER, PROOF, PROOF_SUPPORT, RECESSION
 
 
@@ -95,7 +95,7 @@ def proves_unbounded(problem: Problem, d: Tensor) -> Tensor:
     Args:
         d: ``(B, n)``, float64.
     """
-    q = (problem.c if isinstance(problem, LP) else problem.q).double()
+    q = problem.linear.double()
     size = d.abs().amax(-1, keepdim=True)
     lb, ub, l, u = map(recession_side, (problem.lb, problem.ub, problem.l, problem.u))
     stays = ((d <= ub) & (d >= lb)).all(-1)
@@ -103,8 +103,8 @@ def proves_unbounded(problem: Problem, d: Tensor) -> Tensor:
     room = RECESSION * problem.rows.absolute().apply(size.expand_as(d))
     stays = stays & ((value <= u + room) & (value >= l - room)).all(-1)
     if not isinstance(problem, LP):
-        P = problem.P.values if isinstance(problem.P, SparseRows) else problem.P
-        largest = P.double().abs().flatten(1).amax(-1, keepdim=True)  # which is on the diagonal
+        P = problem.tensors[0].double()
+        largest = P.abs().flatten(1).amax(-1, keepdim=True)  # which is on the diagonal
         flat = problem.apply_quadratic(d).abs() <= RECESSION * largest * size
         stays = stays & flat.all(-1)
     fall = (q * d).sum(-1)

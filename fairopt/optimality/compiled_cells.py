@@ -15,7 +15,8 @@ from torch import Tensor
 from fairopt.kernels import cell_systems as kernels
 from fairopt.optimality.linear_systems import least_norm
 from fairopt.optimality.refinement import Point, Refinement, finite
-from fairopt.programs.problem import CellRows, Problem, cell_factor
+from fairopt.programs.problem import Problem
+from fairopt.programs.rows.cells import cell_factor
 
 Array = NDArray[np.float64]
 
@@ -32,10 +33,11 @@ def contiguous(tensor: Tensor, batch: int) -> Array:
 
 def cells_of(problem: Problem, batch: int) -> tuple[Array, NDArray[np.int64], Array]:
     """Weights, cells and coefficients as arrays."""
-    rows = problem.rows
-    assert isinstance(rows, CellRows)
-    cell = np.ascontiguousarray(rows.cell.expand(batch, -1).numpy(), np.int64)
-    return contiguous(rows.weight, batch), cell, contiguous(rows.coefficient, batch)
+    data = problem.rows.cell_data
+    assert data is not None
+    weight, cell, coefficient = data
+    index = np.ascontiguousarray(cell.expand(batch, -1).numpy(), np.int64)
+    return contiguous(weight, batch), index, contiguous(coefficient, batch)
 
 
 def solve_cells(

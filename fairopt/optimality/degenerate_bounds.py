@@ -56,7 +56,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fairopt.programs.problem import QP, CellRows, Rows
+from fairopt.programs.problem import QP
+from fairopt.programs.rows.base import Rows
 from fairopt.tolerances import (
     ACTIVE_SET,
     ACTIVE_SET_ROUNDING,
@@ -223,27 +224,11 @@ class MultiplierSet:
 def bound_rows(
     problem: QP, b: int, w: Tensor, tight: TightSides, scale: Array
 ) -> Iterator[tuple[Array, Array]]:
-    """G and h of the tight bounds, for a change of z: the sign of w - A^T dz stays.
-
-    One row per variable, or for cells one per cell and direction: the one with the least room.
-    """
+    """G and h of the tight bounds, for a change of z: the sign of w - A^T dz stays."""
     side = tight.ub[b].double() - tight.lb[b].double()  # 0 where both: any sign is good
     room = w[b] * side
-    rows = problem.rows
-    if not isinstance(rows, CellRows):
-        held = (side != 0).nonzero().squeeze(-1)
-        part = rows.to_dense().matrix[b][:, held].double() * side[held]
-        yield as_array(part).T * scale, as_array(room[held]).clip(min=0.0)
-        return
-    weight = rows.weight[b].double() * side
-    cell, C = rows.cell[b].long(), as_array(rows.coefficient[b]).T * scale
-    for sign in (1.0, -1.0):
-        some = weight * sign > 0
-        least = torch.full((len(C),), torch.inf, dtype=torch.float64, device=w.device)
-        share = room[some].clamp(min=0) / weight[some].abs()
-        room_of_cell = as_array(least.scatter_reduce(0, cell[some], share, "amin"))
-        bounded = np.isfinite(room_of_cell)
-        yield sign * C[bounded], room_of_cell[bounded]
+    for part, least in problem.rows.sign_conditions(b, side, room):
+        yield as_array(part) * scale, as_array(least)
 
 
 def nearest(G: Array, h: Array, tolerance: float) -> Array:

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from fairopt.optimality.active_sets import active_set, minimum_norm_multipliers
 from fairopt.optimality.linear_systems import Reduced, solve_reduced
-from fairopt.programs.problem import QP, SparseRows
+from fairopt.programs.problem import QP
 from fairopt.programs.solution import Solution
 
 
@@ -93,14 +93,7 @@ def gradients(
     grad_rows: tuple[Tensor | None, ...] = (None,) * len(need_rows)
     x = solution.x.detach().double() if need_P or any(need_rows) or need_lb or need_ub else v
     if need_P:
-        if isinstance(problem.P, SparseRows):
-            row, column = problem.P.row, problem.P.column
-            grad_P = 0.5 * (v[:, row] * x[:, column] + v[:, column] * x[:, row])
-        elif problem.P.dim() == 2:
-            grad_P = v * x
-        else:
-            outer = v.unsqueeze(-1) * x.unsqueeze(-2)
-            grad_P = 0.5 * (outer + outer.mT)
+        grad_P = 0.5 * (problem.products(v, x) + problem.products(x, v))
     if any(need_rows) or need_l or need_u or need_lb or need_ub:
         chosen = minimum_norm_multipliers(problem, solution, g, v, nu)
         y, nu, side = chosen.y, chosen.nu, chosen.side

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fairopt.optimality.linear_systems import Reduced, has_cells, solve_reduced
 from fairopt.optimality.refinement import Point, Refinement, clipped, finite
-from fairopt.programs.problem import LP, Problem
+from fairopt.programs.problem import Problem
 from fairopt.programs.solution import Solution, Status
 from fairopt.tolerances import EXACT, ROW_PRECISION
 
@@ -114,7 +114,7 @@ def finish(
         unchanged = clipped(finite(x), problem.lb.double(), problem.ub.double())
         exact = exact.index_copy(0, where, unchanged[where])
         y = y.index_copy(0, where, finite(row_dual)[where])
-    dtype = (problem.c if isinstance(problem, LP) else problem.q).dtype
+    dtype = problem.linear.dtype
     # Half of the promise: with a weak multiplier, a row may exceed its side by a little more.
     sure = dtype == torch.float64 and bool((point.error <= 0.5 * ROW_PRECISION[dtype]).all())
     return Solution(

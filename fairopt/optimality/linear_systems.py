@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fairopt.programs.problem import QP, CellRows, Problem, SparseRows
+from fairopt.programs.problem import QP, Problem
 from fairopt.tolerances import RANK
 
 # torch factors the matrices of a batch in parallel on the CPU, by a routine that is not safe for
@@ -107,7 +107,7 @@ def has_cells(problem: Problem) -> bool:
     """Whether a compiled solver applies: a definite diagonal P and rows over cells, on the CPU."""
     return (
         isinstance(problem, QP)
-        and type(problem.rows) is CellRows
+        and problem.rows.cell_data is not None
         and problem.l.is_cpu
         and problem.shape[1] > 0
         and problem.is_definite_diagonal
@@ -125,13 +125,11 @@ def solve_dense(
     """
     n = right.shape[-1]
     root = d.rsqrt() * free
-    A = problem.rows.to_dense().matrix.double() * root.unsqueeze(-2)
+    A = problem.rows.to_tensor().double() * root.unsqueeze(-2)
     length = torch.linalg.vector_norm(A, dim=-1)
     scale = torch.where(length > 0, 1 / length, 0.0) * active
     A = A * scale.unsqueeze(-1)
-    P = problem.P.to_dense().matrix if isinstance(problem.P, SparseRows) else problem.P
-    P = torch.diag_embed(P) if P.dim() == 2 else P
-    H = P.double() * root.unsqueeze(-1) * root.unsqueeze(-2)
+    H = problem.quadratic_tensor().double() * root.unsqueeze(-1) * root.unsqueeze(-2)
     zero = A.new_zeros(*A.shape[:-1], A.shape[-2])
     K = torch.cat([torch.cat([H, A.mT], -1), torch.cat([A, zero], -1)], -2)
     K.diagonal(dim1=-2, dim2=-1).add_(torch.cat([~free, scale == 0], -1))

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from fairopt.optimality.linear_systems import Reduced, metric, solve_reduced
-from fairopt.programs.problem import LP, Problem, Rows
+from fairopt.programs.problem import Problem
+from fairopt.programs.rows.base import Rows
 from fairopt.programs.solution import gradient
 from fairopt.tolerances import BEYOND, CANCELLED, CLEAR, EXACT, ROUNDING_OF_TERMS, TINY, WEAK
 
@@ -64,7 +65,7 @@ class Refinement:
         self.l, self.u = problem.l.double(), problem.u.double()
         self.lb, self.ub = problem.lb.double(), problem.ub.double()
         self.d = metric(problem)
-        self.linear = (problem.c if isinstance(problem, LP) else problem.q).double()
+        self.linear = problem.linear.double()
 
     @cached_property
     def equality(self) -> Tensor:
@@ -101,9 +102,7 @@ class Refinement:
         """Judge x, which lies within the bounds, and y."""
         rows = self.problem.rows
         Aty = rows.transpose_apply(y)
-        Px = (
-            torch.zeros_like(x) if isinstance(self.problem, LP) else self.problem.apply_quadratic(x)
-        )
+        Px = self.problem.apply_quadratic(x)
         goal = x - (Px + self.linear + Aty) / self.d
         above = (goal > self.ub) | self.fixed
         bound_side = above.to(torch.int8) - ((goal < self.lb) & ~above).to(torch.int8)

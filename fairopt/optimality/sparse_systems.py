@@ -23,7 +23,8 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from fairopt.programs.problem import LP, QP, Problem, SparseRows
+from fairopt.programs.problem import LP, QP, Problem
+from fairopt.programs.rows.sparse import SparseRows
 from fairopt.tolerances import EXACT
 
 Array = NDArray[Any]
@@ -116,10 +117,9 @@ def csc(matrix: SparseRows, b: int) -> Any:
 
 def quadratic(problem: QP, b: int) -> Any:
     """P of one problem of the batch, in full, as a SciPy array of float64."""
-    P = problem.P
-    if isinstance(P, SparseRows):
-        return csc(P, b)
-    one = P[b].double().numpy()
+    if isinstance(problem.P, SparseRows):
+        return csc(problem.P, b)
+    one = problem.P[b].double().numpy()
     return sparse.diags_array(one, format="csc") if one.ndim == 1 else sparse.csc_array(one)
 
 
@@ -138,10 +138,10 @@ def is_convex(problem: QP, b: int) -> bool:
         return False
     root = sparse.diags_array(1 / np.sqrt(np.where(d > 0, d, largest if largest > 0 else 1.0)))
     H = root @ P @ root
-    dtype = (problem.P.values if isinstance(problem.P, SparseRows) else problem.P).dtype
+    dtype = problem.tensors[0].dtype
     n = len(d)
     shift = 8 * n * torch.finfo(dtype).eps * float(abs(H).sum(0).max())
-    if not isinstance(problem.P, SparseRows):
+    if problem.quadratic_form == "dense":
         try:
             np.linalg.cholesky(H.toarray() + shift * np.eye(n))
         except np.linalg.LinAlgError:

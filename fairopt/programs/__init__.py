@@ -1,1 +1,1 @@
-"""Problems, rows and solutions as data: canonical forms, conversions, checks and storage."""
+"""Problems, rows and solutions as data, with their checks, conversions and storage."""

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairopt.programs.problem import LP, QP, Problem, Rows, row_name, unchecked
+from fairopt.programs.problem import QP, Problem
+from fairopt.programs.rows.base import Rows
+from fairopt.programs.tensors import unchecked
 from fairopt.tolerances import ROW_PRECISION, TINY, WEAK
 
 
@@ -20,13 +22,13 @@ class Status(enum.Enum):
     SOLVED = "solved to the promised precision"
     STALLED = (
         "stopped before the promised precision: the data may span too many orders of magnitude; "
-        "rescale the scores, loosen a tolerance that is zero or tiny, or try another backend"
+        "rescale them, loosen a tolerance that is zero or tiny, or try another backend"
     )
     INFEASIBLE = (
         "no point satisfies all rows within the bounds; loosen a tolerance or widen the bounds"
     )
     ELASTIC = (
-        "no point satisfies all rows within the bounds; this is the one nearest to the scores of "
+        "no point satisfies all rows within the bounds; this is the one of least objective among "
         "those with the least total violation, and Solution.exceeded says by how much"
     )
     UNBOUNDED = (
@@ -37,6 +39,51 @@ class Status(enum.Enum):
         "P has a negative eigenvalue, so the problem is not convex; expected a positive "
         "semidefinite P"
     )
+
+
+class RowValues:
+    """Rows at a point x, beside their sides, in float64, all ``(B, m)``.
+
+    Args:
+        x: ``(B, n)``.
+        size: ``(B, n)`` or ``(B, 1)``, of which the largest sets the scale; by default |x|.
+
+    Attributes:
+        value: A x.
+        l, u: the sides.
+    """
+
+    def __init__(
+        self, rows: Rows, l: Tensor, u: Tensor, x: Tensor, size: Tensor | None = None
+    ) -> None:
+        self.rows, self.x = rows, x.double()
+        self.size = self.x.abs() if size is None else size
+        self.value, self.l, self.u = rows.apply(self.x), l.double(), u.double()
+
+    @staticmethod
+    def at(problem: Problem, x: Tensor) -> RowValues:
+        return RowValues(problem.rows, problem.l, problem.u, x)
+
+    @cached_property
+    def absolute(self) -> Rows:
+        """|A|."""
+        return self.rows.absolute()
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """sum_i |A_ri| max_j |x_j|."""
+        return self.absolute.apply(self.size.amax(-1, keepdim=True).expand_as(self.x))
+
+    @cached_property
+    def excess(self) -> Tensor:
+        """max(A x - u, l - A x, 0), in the rows' own units."""
+        return torch.maximum(self.value - self.u, self.l - self.value).clamp(min=0)
+
+    @cached_property
+    def relative(self) -> Tensor:
+        """The excess over ``scale`` + |side|; NaN stays NaN."""
+        side = torch.where(self.value - self.u > self.l - self.value, self.u, self.l).abs()
+        return torch.where(self.excess <= 0, 0.0, self.excess / (self.scale + side + TINY))
 
 
 @dataclass(frozen=True)
@@ -139,9 +186,8 @@ class Solution:
     def with_x(self, x: Tensor) -> Solution:
         """The same solution around another tensor: the same values, perhaps rounded."""
         kept = {**self.__dict__, "x": x}
-        kept.pop("residuals", None)  # computed from the other x, as is bound_dual
-        kept.pop("bound_dual", None)
-        kept.pop("excess", None)
+        for computed in ("residuals", "bound_dual", "values"):  # from the other x
+            kept.pop(computed, None)
         return unchecked(Solution, **kept)
 
     def detach(self) -> Solution:
@@ -149,15 +195,18 @@ class Solution:
         return self.with_x(self.x.detach()) if self.x.requires_grad else self
 
     @cached_property
+    def values(self) -> RowValues:
+        """The rows at x."""
+        return RowValues.at(self.problem, self.x.detach())
+
+    @property
     def excess(self) -> Tensor:
         """How far each row is beyond its side, max(A x - u, l - A x, 0): ``(B, m)``, float64.
 
         In the row's own units. What is within the promised precision is rounding, not excess, and
         is not taken away.
         """
-        value = self.problem.rows.apply(self.x.detach())
-        above, below = value - self.problem.u.double(), self.problem.l.double() - value
-        return torch.maximum(above, below).clamp(min=0)
+        return self.values.excess
 
     @property
     def exceeded(self) -> dict[str, float]:
@@ -166,14 +215,13 @@ class Solution:
         Rows hold if they do to the promised precision; see ``residuals``. Rows of one name count
         together.
         """
-        problem, x = self.problem, self.x.detach()
-        limit = ROW_PRECISION.get(x.dtype, torch.finfo(x.dtype).eps)
-        beyond = row_excess(problem.rows, problem.l, problem.u, x) > limit
+        dtype = self.x.dtype
+        beyond = self.values.relative > ROW_PRECISION.get(dtype, torch.finfo(dtype).eps)
         worst = torch.where(beyond, self.excess, 0.0).amax(0)
         found: dict[str, float] = {}
         for r in worst.argsort(descending=True).tolist():
             if worst[r] > 0:
-                found.setdefault(row_name(problem, r), float(worst[r]))
+                found.setdefault(self.problem.row_name(r), float(worst[r]))
         return found
 
     @property
@@ -194,29 +242,12 @@ class Solution:
 
 def slope(problem: Problem, x: Tensor) -> Tensor:
     """P x + q in float64: ``(B, n)``."""
-    if isinstance(problem, LP):
-        return problem.c.double()
-    return problem.apply_quadratic(x) + problem.q.double()
+    return problem.apply_quadratic(x) + problem.linear.double()
 
 
 def gradient(problem: Problem, x: Tensor, row_dual: Tensor) -> Tensor:
     """P x + q + A^T y in float64: ``(B, n)``."""
     return slope(problem, x) + problem.rows.transpose_apply(row_dual)
-
-
-def row_excess(rows: Rows, l: Tensor, u: Tensor, x: Tensor) -> Tensor:
-    """Violation of each row over its scale, sum_i |A_ri| max_j |x_j| + |side|: ``(B, m)``."""
-    x = x.double()
-    return excess(rows.apply(x), rows.absolute(), l, u, x)
-
-
-def excess(value: Tensor, absolute: Rows, l: Tensor, u: Tensor, x: Tensor) -> Tensor:
-    """``row_excess`` from A x and |A|."""
-    scale = absolute.apply(x.abs().amax(-1, keepdim=True).expand_as(x))
-    above, below = value - u.double(), l.double() - value
-    side = torch.where(above > below, u.double(), l.double()).abs()
-    worst = torch.maximum(above, below).clamp(min=0)
-    return torch.where(worst <= 0, 0.0, worst / (scale + side + TINY))  # NaN stays NaN
 
 
 def residuals(problem: Problem, x: Tensor, row_dual: Tensor, bound_dual: Tensor) -> Residuals:
@@ -229,18 +260,16 @@ def residuals(problem: Problem, x: Tensor, row_dual: Tensor, bound_dual: Tensor)
         bound_dual: ``(B, n)``.
     """
     x, y, w = x.double(), row_dual.double(), bound_dual.double()
-    l, u = problem.l.double(), problem.u.double()
+    rows = RowValues.at(problem, x)
+    l, u, value = rows.l, rows.u, rows.value
     lb, ub = problem.lb.double(), problem.ub.double()
-    linear = problem.c if isinstance(problem, LP) else problem.q
-    Px = torch.zeros_like(x) if isinstance(problem, LP) else problem.apply_quadratic(x)
+    linear, Px = problem.linear.double(), problem.apply_quadratic(x)
 
-    value, absolute = problem.rows.apply(x), problem.rows.absolute()
-    linear = linear.double()
     gap = Px + linear + problem.rows.transpose_apply(y) + w
-    magnitude = Px.abs() + linear.abs() + absolute.transpose_apply(y.abs()) + w.abs()
+    magnitude = Px.abs() + linear.abs() + rows.absolute.transpose_apply(y.abs()) + w.abs()
     stationarity = ratio(gap.abs().amax(-1), magnitude.amax(-1))
 
-    primal = excess(value, absolute, l, u, x)
+    primal = rows.relative
     primal = primal.amax(-1) if primal.shape[-1] else x.new_zeros(len(x))
     outside = ((x < lb) | (x > ub)).any(-1)
     primal = torch.where(outside, torch.inf, primal)
@@ -270,9 +299,9 @@ def unconstrained_size(problem: Problem) -> Tensor:
 
     Without it a solution at zero would have nothing to be relative to.
     """
-    if isinstance(problem, LP):
-        return torch.zeros(len(problem.c), dtype=torch.float64, device=problem.c.device)
-    return (problem.q.double().square() / problem.diagonal()).sum(-1)
+    if isinstance(problem, QP):
+        return (problem.q.double().square() / problem.diagonal()).sum(-1)
+    return torch.zeros(len(problem.c), dtype=torch.float64, device=problem.c.device)
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:

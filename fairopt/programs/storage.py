@@ -23,6 +23,7 @@ import secrets
 import struct
 import tokenize
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,37 +33,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairopt.errors import ProblemError
-from fairopt.programs.block_rows import BlockRows
-from fairopt.programs.partitioned_rows import PartitionedRows
-from fairopt.programs.problem import (
-    LP,
-    QP,
-    CellRows,
-    DenseRows,
-    Problem,
-    Rows,
-    SparseRows,
-    compact,
-    unchecked,
-)
+from fairopt.programs.problem import LP, QP, Problem
+from fairopt.programs.rows import FORMS, Rows, SparseRows
+from fairopt.programs.tensors import compact
 
 FORMAT = "fairopt problem"
 VERSION = 1
 
-# The arrays of each form, with their number of dimensions; the first is the batch, save for the
-# patterns of sparse matrices, which are shared by it.
+
+def arrays_of(prefix: str, form: type[Rows]) -> dict[str, int]:
+    """The arrays of a form, with their numbers of dimensions."""
+    return {f"{prefix}.{name}": dims for name, dims in {**form.stored, **form.pattern}.items()}
+
+
+# Arrays with their number of dimensions; the first is the batch, save where one dimension is all:
+# those are shared by it.
 SIDES = {"l": 2, "u": 2, "lb": 2, "ub": 2}
-ROWS = {
-    "dense": {"rows.matrix": 3},
-    "sparse": {"rows.row": 1, "rows.column": 1, "rows.values": 2},
-    "cells": {"rows.coefficient": 3, "rows.cell": 2, "rows.weight": 2},
-    "blocks": {"rows.coefficient": 4, "rows.cell": 2, "rows.weight": 2},
-}
-QUADRATIC = {
-    "diagonal": {"P": 2},
-    "dense": {"P": 3},
-    "sparse": {"P.row": 1, "P.column": 1, "P.values": 2},
-}
+QUADRATIC = {"diagonal": {"P": 2}, "dense": {"P": 3}, "sparse": arrays_of("P", SparseRows)}
 DTYPES = ("<f4", "<f8", "<i8", "<i4", "|u1")
 
 # A file of a few bytes may declare any shape for an array that is one number, expanded. Nothing is
@@ -116,34 +103,29 @@ def parts(problem: Problem) -> tuple[dict[str, Tensor], dict[str, Any]]:
     header = {"format": FORMAT, "version": VERSION, "kind": type(problem).__name__}
     if isinstance(problem, QP):
         if isinstance(problem.P, SparseRows):
-            header["P"] = "sparse"
-            tensors.update(pieces("P", problem.P, QUADRATIC["sparse"]))
+            tensors.update(pieces("P", problem.P))
         else:
-            header["P"] = "diagonal" if problem.is_diagonal else "dense"
             tensors["P"] = problem.P
-    forms: dict[type[Rows], str] = {
-        DenseRows: "dense", SparseRows: "sparse", CellRows: "cells", PartitionedRows: "cells",
-        BlockRows: "blocks",
-    }  # fmt: skip
-    form = forms.get(type(problem.rows))
-    if form is None:
+        header["P"] = problem.quadratic_form
+    rows = problem.rows.plain()
+    if FORMS.get(rows.name) is not type(rows):
+        known = ", ".join(form.__name__ for form in FORMS.values())
         raise ProblemError(
-            f"rows: expected DenseRows, SparseRows, CellRows or BlockRows, got "
-            f"{type(problem.rows).__name__}; make the problem with rows.to_sparse() or "
-            "rows.to_dense()"
+            f"rows: expected one of {known}, got {type(rows).__name__}; make the problem with "
+            "rows.to_sparse() or rows.to_dense()"
         )
-    tensors.update(pieces("rows", problem.rows, ROWS[form]))
+    tensors.update(pieces("rows", rows))
     return tensors, {
         **header,
-        "rows": form,
+        "rows": rows.name,
         "row_names": list(problem.row_names),
         "skipped": list(problem.skipped),
         "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
     }
 
 
-def pieces(prefix: str, matrix: Rows, names: dict[str, int]) -> dict[str, Tensor]:
-    return {name: getattr(matrix, name.removeprefix(f"{prefix}.")) for name in names}
+def pieces(prefix: str, matrix: Rows) -> dict[str, Tensor]:
+    return {name: getattr(matrix, name.split(".")[1]) for name in arrays_of(prefix, type(matrix))}
 
 
 def as_stored(tensor: Tensor) -> NDArray[Any]:
@@ -222,7 +204,7 @@ def restored(arrays: dict[str, NDArray[Any]]) -> Problem:
     header = read_header(arrays.get("header"))
     kind, rows_form = header["kind"], header["rows"]
     linear = "c" if kind == "LP" else "q"
-    ranks = {linear: 2, **SIDES, **ROWS[rows_form]}
+    ranks = {linear: 2, **SIDES, **arrays_of("rows", FORMS[rows_form])}
     if kind == "QP":
         ranks.update(QUADRATIC[header["P"]])
     shapes: dict[str, list[int]] = header["shapes"]
@@ -262,11 +244,11 @@ def restored(arrays: dict[str, NDArray[Any]]) -> Problem:
     sides = [tensors[name] for name in SIDES]
     names = {"row_names": header["row_names"], "skipped": header["skipped"]}
     if kind == "LP":
-        return expanded(LP(tensors["c"], rows, *sides, **names), batch)
+        return LP(tensors["c"], rows, *sides, **names).expand(batch)
     sparse = header["P"] == "sparse"
     P = read_matrix("P", "sparse", tensors, n, n) if sparse else tensors["P"]
     assert isinstance(P, (Tensor, SparseRows))
-    return expanded(QP(P, tensors["q"], rows, *sides, **names), batch)
+    return QP(P, tensors["q"], rows, *sides, **names).expand(batch)
 
 
 def read_header(array: NDArray[Any] | None) -> dict[str, Any]:
@@ -290,7 +272,7 @@ def read_header(array: NDArray[Any] | None) -> dict[str, Any]:
         )
     if not (
         header.get("kind") in ("LP", "QP")
-        and one_of(header.get("rows"), ROWS)
+        and one_of(header.get("rows"), FORMS)
         and (header["kind"] == "LP" or one_of(header.get("P"), QUADRATIC))
         and all(are(str, header.get(name)) for name in ("row_names", "skipped"))
         and isinstance(header.get("shapes"), dict)
@@ -302,7 +284,7 @@ def read_header(array: NDArray[Any] | None) -> dict[str, Any]:
     return header
 
 
-def one_of(value: object, names: dict[str, Any]) -> bool:
+def one_of(value: object, names: Collection[str]) -> bool:
     return isinstance(value, str) and value in names
 
 
@@ -311,26 +293,7 @@ def are(kind: type, values: object) -> bool:
 
 
 def read_matrix(prefix: str, form: str, tensors: dict[str, Tensor], m: int, n: int) -> Rows:
-    pieces = {
-        name.removeprefix(f"{prefix}."): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(f"{prefix}.")
-    }
-    if form == "sparse":
-        return SparseRows(**pieces, m=m, n=n)
-    kinds: dict[str, Any] = {"dense": DenseRows, "cells": CellRows, "blocks": BlockRows}
-    matrix: Rows = kinds[form](**pieces)
-    return matrix
-
-
-def expanded(problem: Problem, batch: int) -> Problem:
-    """The same problem, which all of ``batch`` share if it is one."""
-    fields = {
-        name: value.expand(batch, *value.shape[1:])
-        if isinstance(value, Tensor)
-        else value.expand(batch)
-        if isinstance(value, Rows)
-        else value
-        for name, value in vars(problem).items()
-    }
-    return unchecked(type(problem), **fields)
+    kind = FORMS[form]
+    sizes = {name: size for name, size in (("m", m), ("n", n)) if name in kind.given}
+    arrays = {name.split(".")[1]: tensors[name] for name in arrays_of(prefix, kind)}
+    return kind(**arrays, **sizes)

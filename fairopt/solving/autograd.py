@@ -24,7 +24,7 @@ from fairopt.errors import (
     UnsupportedProblemError,
 )
 from fairopt.optimality.derivative import gradients
-from fairopt.programs.problem import LP, QP, Problem, row_name
+from fairopt.programs.problem import LP, QP, Problem
 from fairopt.programs.solution import Solution, Status
 from fairopt.solving.conflicts import explain
 from fairopt.tolerances import ROW_PRECISION
@@ -114,11 +114,7 @@ def choose(problem: Problem, backend: str | Backend, options: dict[str, Any]) ->
         backend = backends.get(backend, **options)
     else:
         backend = backends.loaded[backend]
-    if isinstance(problem, LP) or problem.memo is None:
-        backend.check(problem)
-    elif backend not in problem.memo:
-        backend.check(problem)
-        problem.memo[backend] = True
+    problem.remembered(backend.check)
     return (backend,)
 
 
@@ -189,7 +185,7 @@ def answered(solver: Backend, problem: Problem) -> Solution:
 def judged(solver: Backend, problem: Problem, solution: Solution) -> Solution:
     """The same solution; what does not pass our residuals is not called solved."""
     x = solution.x
-    like = problem.c if isinstance(problem, LP) else problem.q
+    like = problem.linear
     if x.dtype != like.dtype or x.shape != like.shape:
         raise ConvergenceError(
             f"backend {solver.name!r}: expected x of shape {tuple(like.shape)} in {like.dtype} "
@@ -261,7 +257,7 @@ def failure(backend: str, solution: Solution) -> FairoptError:
         return InfeasibleError(
             message,
             batch=index,
-            rows=tuple(row_name(solution.problem, r) for r in found),
+            rows=tuple(solution.problem.row_name(r) for r in found),
             solution=solution,
             explain=partial(explain, solution.problem, index, found, attempt),
         )

@@ -21,8 +21,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fairopt.programs.problem import LP, QP, CellRows, DenseRows, Problem, unchecked
+from fairopt.programs.problem import LP, QP, Problem
+from fairopt.programs.rows.dense import DenseRows
 from fairopt.programs.solution import Solution, Status
+from fairopt.programs.tensors import unchecked
 
 # A solver of strictly convex QPs with diagonal P and dense rows, on the CPU, in float64.
 Project: TypeAlias = Callable[[QP], Solution]
@@ -67,21 +69,8 @@ class Reach:
 
 def reach(problem: Problem) -> Reach:
     """The small problem; see the top of the file."""
-    rows = problem.rows
     l, u, lb, ub = (local(t) for t in (problem.l, problem.u, problem.lb, problem.ub))
-    if isinstance(rows, CellRows):
-        rows = rows.detach().to(torch.device("cpu"))
-        assert isinstance(rows, CellRows)
-        w = rows.weight.double()
-        mass = rows.sum_cells(w.abs())
-        ends = [torch.where(w == 0, 0.0, w * end) for end in (lb, ub)]
-        per = torch.where(mass > 0, 1 / mass, 0.0)
-        low = rows.sum_cells(torch.minimum(*ends))
-        high = rows.sum_cells(torch.maximum(*ends))
-        low, high = (torch.where(mass > 0, end * per, 0.0) for end in (low, high))
-        A = rows.coefficient.double() * mass.unsqueeze(-2)
-    else:
-        A, low, high = local(rows.detach().to_dense().matrix), lb, ub
+    A, low, high = problem.rows.detach().to(torch.device("cpu")).means(lb, ub)
     length = A.abs().sum(-1)
     length = torch.where(length > 0, length, 1.0)
     A, l, u = A / length.unsqueeze(-1), l / length, u / length
@@ -101,7 +90,6 @@ def points(A: Tensor, l: Tensor, u: Tensor, low: Tensor, high: Tensor, near: Ten
     """The QP  minimise 1/2 |v - near|^2  within rows and bounds."""
     return unchecked(
         QP, P=torch.ones_like(near), q=-near, rows=DenseRows(A), l=l, u=u, lb=low, ub=high,
-        row_names=(), skipped=(), memo=None,
     )  # fmt: skip
 
 

@@ -28,8 +28,11 @@ import torch
 from torch import Tensor
 
 from fairopt.errors import Conflict
-from fairopt.programs.problem import LP, QP, DenseRows, Problem, Rows, row_name, unchecked
+from fairopt.programs.problem import LP, Problem
+from fairopt.programs.rows.base import Rows
+from fairopt.programs.rows.dense import DenseRows
 from fairopt.programs.solution import Status
+from fairopt.programs.tensors import unchecked
 from fairopt.solving.cell_means import (
     Optimum,
     Project,
@@ -67,7 +70,7 @@ def explain(
     """
     if not is_small(problem.rows):
         return None
-    small = reach(alone(problem, index))
+    small = reach(problem.select(torch.tensor([index])))
     stated = torch.isfinite(small.l[0]) | torch.isfinite(small.u[0])
     candidates = stated.nonzero().squeeze(-1).tolist()
     within = Sets(small, project)
@@ -86,7 +89,7 @@ def explain(
         return None
     half = ((problem.u[index] - problem.l[index]) / 2).double().tolist()
     return Conflict(
-        rows=tuple(row_name(problem, r) for r in few),
+        rows=tuple(problem.row_name(r) for r in few),
         smallest=smallest,
         factor=factor,
         addition=addition,
@@ -96,37 +99,7 @@ def explain(
 
 def is_small(rows: Rows) -> bool:
     """Whether the rows in their cells fit into memory several times."""
-    entries = rows.tensors[0].numel() if isinstance(rows, DenseRows) else None
-    if entries is None:
-        columns = (
-            rows.tensors[0].shape[-1]
-            if rows.structure and len(rows.tensors) == 2
-            else rows.shape[2]
-        )
-        entries = rows.shape[1] * columns
-    return entries <= MOST_ENTRIES
-
-
-def alone(problem: Problem, index: int) -> Problem:
-    """One problem of a batch."""
-    fields = {
-        name: value[index : index + 1] if isinstance(value, Tensor) else value
-        for name, value in vars(problem).items()
-    }
-    rows = problem.rows
-    fields["rows"] = unchecked(
-        type(rows),
-        **{
-            name: value[index : index + 1]
-            if isinstance(value, Tensor) and name not in ("row", "column")
-            else value
-            for name, value in vars(rows).items()
-            if not name.startswith("_")
-        },
-    )
-    if isinstance(problem, QP):
-        fields["P"], fields["memo"] = fields["q"], None  # no one looks at the objective
-    return unchecked(type(problem), **fields)
+    return rows.mean_entries <= MOST_ENTRIES
 
 
 class Sets:
@@ -262,7 +235,6 @@ def relaxed(small: Reach, by: Tensor, project: Project) -> Tensor | None:
             rows=DenseRows(torch.cat([below, above], -2)),
             l=torch.cat([small.l, -free], -1), u=torch.cat([free, small.u], -1),
             lb=low, ub=torch.cat([small.high, zero + torch.inf], -1),
-            row_names=(), skipped=(),
         ),
         project,
         torch.zeros_like(low),

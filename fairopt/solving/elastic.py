@@ -46,8 +46,10 @@ from torch import Tensor
 
 from fairopt.backends import Backend
 from fairopt.errors import ConvergenceError, InfeasibleError, UnsupportedProblemError
-from fairopt.programs.problem import LP, QP, DenseRows, Problem, select, unchecked
-from fairopt.programs.solution import Solution, Status, row_excess
+from fairopt.programs.problem import LP, QP, Problem
+from fairopt.programs.rows.dense import DenseRows
+from fairopt.programs.solution import RowValues, Solution, Status
+from fairopt.programs.tensors import unchecked
 from fairopt.solving.autograd import attempt, refusal_of, solve_detached
 from fairopt.solving.cell_means import (
     Project,
@@ -99,7 +101,7 @@ def solve_elastic(
     others = torch.tensor([s not in (Status.INFEASIBLE, Status.SOLVED) for s in answer.status])
     if bool(others.any()) and not (
         all(s in (Status.INFEASIBLE, Status.SOLVED, Status.STALLED) for s in answer.status)
-        and are_infeasible(select(problem.detach(), others.nonzero().squeeze(-1)))
+        and are_infeasible(problem.detach().select(others.nonzero().squeeze(-1)))
     ):
         raise refusal_of(answer)
     infeasible = infeasible | others
@@ -110,8 +112,8 @@ def solve_elastic(
     hard, soft = (
         None if center is None else center[index.to(center.device)] for index in (rest, which)
     )
-    plain = solve_detached(select(problem, rest), backend, smoothing, options, center=hard)
-    elastic = one_kind(select(problem, which), which, backend, smoothing, options, soft)
+    plain = solve_detached(problem.select(rest), backend, smoothing, options, center=hard)
+    elastic = one_kind(problem.select(which), which, backend, smoothing, options, soft)
     return together(problem.detach(), (rest, *plain), (which, *elastic))
 
 
@@ -149,8 +151,6 @@ def one_kind(
         backend=solution.backend,
         iterations=solution.iterations,
         seconds=solution.seconds,
-        context=None,
-        verified=False,
     )
 
 
@@ -199,7 +199,7 @@ def least_violation(problem: Problem, project: Project) -> tuple[Tensor, Tensor]
             answer = project(left)
             solved = told(answer, Status.SOLVED)
             # Rows that nothing moves any more were not asked to hold.
-            missed = row_excess(every.rows, every.l, every.u, answer.x) > MISSED
+            missed = RowValues.at(every, answer.x).relative > MISSED
             missed = missed & solved.unsqueeze(-1) & ~rows
             found = solved & ~missed.any(-1)
             more = (proof_rows(answer) & ~rows) | missed.any(0)
@@ -234,7 +234,6 @@ def priced(small: Reach, project: Project) -> tuple[Tensor, Tensor]:
                 torch.where(torch.isinf(small.u), zero, free),
                 torch.where(torch.isinf(small.l), zero, free),
             ], -1),
-            row_names=(), skipped=(),
         ),
         project,
         torch.cat([torch.zeros_like(small.low), zero, zero], -1),
@@ -268,28 +267,20 @@ def confined(problem: Problem, z: Tensor) -> Problem:
         "l": torch.where(z > 0, u, torch.where(z == -1, -torch.inf, l)),
         "u": torch.where(z < 0, l, torch.where(z == 1, torch.inf, u)),
     }
-    fields = {
-        **problem.__dict__,
-        "l": torch.where(movable, sides["l"], -torch.inf),
-        "u": torch.where(movable, sides["u"], torch.inf),
-        "lb": lower,
-        "ub": upper,
-    }
-    if isinstance(problem, QP):
-        fields["memo"] = None
-    return unchecked(type(problem), **fields)
+    return problem.replace(
+        l=torch.where(movable, sides["l"], -torch.inf),
+        u=torch.where(movable, sides["u"], torch.inf),
+        lb=lower,
+        ub=upper,
+    )
 
 
 def checked(problem: Problem, z: Tensor, x: Tensor, numbers: Tensor) -> None:
     """Raise unless V(x) is D(z) but for rounding."""
     least = dual_value(problem, z)
-    l, u = problem.l.double(), problem.u.double()
-    wide = x.double()
-    value = problem.rows.apply(wide)
-    total = torch.maximum(value - u, l - value).clamp(min=0).sum(-1)
-    largest = wide.abs().amax(-1, keepdim=True).expand_as(wide)
-    scale = problem.rows.absolute().apply(largest).sum(-1)
-    good = total - least <= CERTIFIED * total + ROW_PRECISION[x.dtype] * scale
+    rows = RowValues.at(problem, x)
+    total = rows.excess.sum(-1)
+    good = total - least <= CERTIFIED * total + ROW_PRECISION[x.dtype] * rows.scale.sum(-1)
     if not bool(good.all()):
         raise uncertain(int(numbers[int((~good).nonzero()[0])]))
 
@@ -345,6 +336,4 @@ def together(problem: Problem, *solved: tuple[Tensor, Tensor, Solution]) -> tupl
         backend=first.backend,
         iterations=listed("iterations"),
         seconds=sum(part.solution.seconds for part in parts),
-        context=None,
-        verified=False,
     )

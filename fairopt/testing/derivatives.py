@@ -8,7 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fairopt.programs.problem import QP, SparseRows
+from fairopt.programs.problem import QP
+from fairopt.programs.rows.sparse import SparseRows
 from fairopt.testing.known import Known, reference
 
 

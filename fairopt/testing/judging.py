@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fairopt.backends import Backend
 from fairopt.errors import UnsupportedProblemError
-from fairopt.programs.problem import QP, Problem, SparseRows
+from fairopt.programs.problem import Problem
 from fairopt.programs.solution import Solution, Status
 from fairopt.solving.autograd import OPTIMALITY
 from fairopt.testing.failing import Failing
@@ -63,16 +63,13 @@ def answer(solver: Backend, recipe: Recipe) -> Solution:
 
 def data(problem: Problem) -> tuple[Tensor, ...]:
     """Every tensor of a problem."""
-    structure: tuple[Tensor, ...] = problem.rows.structure
-    if isinstance(problem, QP) and isinstance(problem.P, SparseRows):
-        structure = (*structure, *problem.P.structure)
-    return (*problem.tensors, *structure)
+    return *problem.tensors, *problem.structure
 
 
 def well_formed(solver: Backend, problem: Problem, solution: Solution) -> None:
     """Shapes, dtypes, devices and statuses are those that ``Backend.solve`` promises."""
     batch, m, n = problem.shape
-    like = problem.lb
+    like = problem.linear
     for name, tensor, shape, dtype in (
         ("x", solution.x, (batch, n), like.dtype),
         ("row_dual", solution.row_dual, (batch, m), torch.float64),

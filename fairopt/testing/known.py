@@ -20,7 +20,11 @@ import torch
 from torch import Tensor
 
 from fairopt.backends import Capabilities
-from fairopt.programs.problem import LP, QP, CellRows, DenseRows, Problem, Rows, SparseRows
+from fairopt.programs.problem import LP, QP, Problem
+from fairopt.programs.rows.base import Rows
+from fairopt.programs.rows.cells import CellRows
+from fairopt.programs.rows.dense import DenseRows
+from fairopt.programs.rows.sparse import SparseRows
 
 # How the rows stand at the solution; "only" means that the other side is infinite.
 ACTIVE = {"equal": 0, "upper": 1, "upper only": 1, "lower": -1, "lower only": -1}
@@ -454,15 +458,13 @@ def equations(P: Tensor, A: Tensor, side: Tensor, held: Tensor) -> tuple[Tensor,
 
 def reference(problem: Problem, side: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
     """x and the row multipliers of an active set that is known: ``(B, n)``, ``(B, m)``, float64."""
+    linear = problem.linear
     if isinstance(problem, LP):
-        linear, quadratic = problem.c, torch.zeros_like(problem.c)
+        square = linear.new_zeros(*linear.shape, linear.shape[-1])
     else:
-        linear = problem.q
-        P = problem.P
-        quadratic = P.to_dense().matrix if isinstance(P, SparseRows) else P
-    square = torch.diag_embed(quadratic) if quadratic.dim() == 2 else quadratic
+        square = problem.quadratic_tensor()
     # In float64 before cells and weights are multiplied, or the product would be rounded.
-    A = problem.rows.with_tensors(*(t.double() for t in problem.rows.tensors)).to_dense().matrix
+    A = problem.rows.with_tensors(*(t.double() for t in problem.rows.tensors)).to_tensor()
     P, A, q, l, u, lb, ub = (
         t.detach().cpu().double() for t in (square, A, linear, problem.l, problem.u, problem.lb,
                                             problem.ub)

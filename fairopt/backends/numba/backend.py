@@ -12,26 +12,32 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fairopt.backends.contract import Backend, Capabilities
-from fairopt.backends.numba.data import Data, as_numpy, by_cells, outcomes
+from fairopt.backends.numba.data import Answer, Data, Shares, active_rows, as_numpy, solve_large
 from fairopt.backends.numba.partitioned import Many
 from fairopt.errors import ProblemError, UnsupportedProblemError
-from fairopt.kernels import projection as kernels
+from fairopt.kernels.adjoint import (
+    OPEN,
+    WRITTEN,
+    adjoint,
+    batch_sums,
+    batch_write,
+    is_open,
+    reach_of,
+)
 from fairopt.kernels.memory import empty
-from fairopt.kernels.threads import each, in_parallel
+from fairopt.kernels.passes import part
+from fairopt.kernels.projection import solve
+from fairopt.kernels.threads import in_parallel
 from fairopt.optimality.derivative import Adjoint
 from fairopt.optimality.linear_systems import least_norm
-from fairopt.optimality.minimum_norm import support
-from fairopt.programs.block_rows import BlockRows
-from fairopt.programs.partitioned_rows import PartitionedRows
-from fairopt.programs.problem import QP, CellRows, Problem, cell_factor, unchecked
-from fairopt.programs.solution import Solution, Status
-from fairopt.tolerances import ROW_PRECISION
-
-Array = NDArray[Any]
+from fairopt.programs.problem import QP, Problem
+from fairopt.programs.rows.blocks import BlockRows
+from fairopt.programs.rows.cells import CellRows, cell_factor
+from fairopt.programs.rows.partitioned import PartitionedRows
+from fairopt.programs.solution import Solution
 
 # Below this many samples a second thread costs more than it brings: a pass over a million takes
 # 0.2 ms, and torch's own threads still spin on the other core when ours wake.
@@ -76,8 +82,7 @@ class Numba(Backend):
         if isinstance(problem.rows, BlockRows):
             from fairopt.backends.numba.simplex import solve_blocks  # compiled code that few need
 
-            workers = self.workers(*problem.q.shape)
-            return solve_blocks(problem, self.name, workers)
+            return solve_blocks(problem, self.workers(*problem.q.shape))
         begun = time.perf_counter()
         m, n = problem.l.shape[1], problem.q.shape[1]
         if m > max(n, MOST_ROWS) and not isinstance(problem.rows, CellRows):
@@ -89,40 +94,26 @@ class Numba(Backend):
         data = Data(problem)
         fixed = data.constants
         batch, m, K = fixed.C.shape
-        n = data.q.shape[1]
-        answer, x = empty((batch, n), fixed.dtype)
-        y, T, worst = np.empty((batch, m)), np.empty((2, batch, K)), np.empty(batch)
-        status, passes = np.empty(batch, np.int64), np.empty(batch, np.int64)
-        tight = np.empty((batch, m), np.uint8)
-        precision = ROW_PRECISION[problem.q.dtype]
+        answer = Answer(data, K)
         workers = self.workers(batch, n)
+        failures = 1
         if workers > 1 and batch == 1 and not fixed.grouped:
-            status[0], passes[0], worst[0] = solve_parallel(
-                data, workers, precision, x[0], y[0], T[:, 0], tight[0]
+            solve_large(fixed.C[0], data, 0, workers, answer)
+        elif workers == 1:
+            failures = solve(
+                *fixed.rows, data.q, fixed.metric, data.cell, fixed.options, *answer.arrays
             )
-            failures = int(status[0] != kernels.CONVERGED or not worst[0] <= precision)
         else:
 
-            def some(first: int, last: int) -> int:
-                failed: int = kernels.solve(
-                    fixed.C, fixed.l, fixed.u, data.q, *fixed.scalars_or_arrays, data.cell,
-                    fixed.grouped, fixed.single, precision, first, last,
-                    x, y, T, status, passes, worst, tight,
-                )  # fmt: skip
-                return failed
+            def some(first: int, last: int) -> None:
+                def cut(*arrays: Any) -> tuple[Any, ...]:
+                    return tuple(part(array, first, last) for array in arrays)
 
-            failures = some(0, batch) if workers == 1 else sum(in_parallel(some, batch, workers))
-        return unchecked(
-            Solution,
-            problem=problem,
-            x=answer if answer.dtype == problem.q.dtype else answer.to(problem.q.dtype),
-            row_dual=torch.from_numpy(y),
-            status=outcomes(status, worst, precision) if failures else (Status.SOLVED,) * batch,
-            backend=self.name,
-            iterations=tuple(passes.tolist()),
-            seconds=time.perf_counter() - begun,
-            context=(data, y, T, tight),
-        )
+                metric, written = cut(*fixed.metric), cut(*answer.arrays)
+                solve(*cut(*fixed.rows, data.q), metric, *cut(data.cell), fixed.options, *written)
+
+            in_parallel(some, batch, workers)
+        return answer.solution(problem, answer, begun, failures)
 
     def solve_many(self, problem: QP) -> Solution:
         """Rows over partitions; the dense coefficients are taken where these do not get through."""
@@ -131,19 +122,7 @@ class Numba(Backend):
         if not work.solve():
             whole = self.solve(work.dense)
             return replace(whole, problem=problem, seconds=time.perf_counter() - begun)
-        return unchecked(
-            Solution,
-            problem=problem,
-            x=work.answer
-            if work.answer.dtype == problem.q.dtype
-            else work.answer.to(problem.q.dtype),
-            row_dual=torch.from_numpy(work.y),
-            status=work.outcomes(),
-            backend=self.name,
-            iterations=tuple(work.passes.tolist()),
-            seconds=time.perf_counter() - begun,
-            context=work,
-        )
+        return work.answer.solution(problem, work, begun)
 
     def vjp(self, problem: QP, solution: Solution, grad_x: Tensor) -> Adjoint:
         """Two passes over the samples and the shared least-squares problem in the cells."""
@@ -157,131 +136,48 @@ class Numba(Backend):
             found = solution.context.adjoint(grad_x)
             if found is not None:
                 return found
-            data, y, T, tight = solution.context.plain()
+            answer = solution.context.plain()
         else:
-            data, y, T, tight = solution.context
+            answer = solution.context
+        data, y, T, tight = answer.data, answer.y, answer.T, answer.tight
         fixed = data.constants
         batch, n = data.q.shape
         g = as_numpy(grad_x.detach() if grad_x.requires_grad else grad_x, data.q.dtype)
         step, v = empty(g.shape, fixed.dtype)
-        nu = np.empty_like(y)
         workers = self.workers(batch, n)
+        given = data.q, fixed.metric, data.cell, T, g
+        equality = fixed.l == fixed.u
         if workers == 1:
-            outcome = kernels.adjoint(
-                fixed.C, fixed.l, fixed.u, y, tight, data.q, *fixed.scalars_or_arrays, data.cell,
-                T, g, 0, batch, v, nu,
-            )  # fmt: skip
-            if outcome == kernels.DONE:
+            nu = np.empty_like(y)
+            outcome = adjoint(*fixed.rows, y, tight, *given, v, nu)
+            if outcome == WRITTEN:
                 return Adjoint(step, torch.from_numpy(nu))
-            open_ = outcome == kernels.OPEN
-        reach = [kernels.reach_of(fixed.C[b], y[b]) for b in range(batch)]
-        if workers > 1:
+            open_ = outcome == OPEN
+        else:
+            shares = [Shares(data, b, workers, T.shape[-1]) for b in range(batch)]
+            reach = [reach_of(fixed.C[b], y[b]) for b in range(batch)]
+            looked = (y != 0) | equality | (tight != 0)
             open_ = any(
-                kernels.is_open(
-                    fixed.C[b], (y[b] != 0) | (fixed.l[b] == fixed.u[b]) | (tight[b] != 0),
-                    data.q[b], *data.of(b), data.cell[b], T[0, b], T[1, b], reach[b],
-                )
+                is_open(fixed.C[b], looked[b], *data.samples(b), *T[b], reach[b])
                 for b in range(batch)
-            )  # fmt: skip
+            )
         if open_:
             return super().vjp(problem, solution, grad_x)
 
-        cut = [n * i // workers for i in range(workers + 1)]
-        sums = np.empty((2, workers, batch, fixed.C.shape[2]))
-
-        def accumulate(c: int) -> None:
-            for b in range(batch):
-                kernels.adjoint_sums(
-                    data.q[b], *data.of(b), data.cell[b], T[0, b], T[1, b], reach[b], g[b],
-                    cut[c], cut[c + 1], sums[0, c, b], sums[1, c, b],
-                )  # fmt: skip
-
-        each(workers, accumulate)
-        s, h = torch.from_numpy(sums.sum(1))
-        active = torch.from_numpy((y != 0) | (fixed.l == fixed.u))
-        coefficient = torch.from_numpy(fixed.C)
-        N, c = cell_factor(coefficient, h, s)
-        upper, lower = (
-            torch.from_numpy((tight & 1 != 0) | (y > 0)),
-            torch.from_numpy((tight & 2 != 0) | (y < 0)),
-        )
-        active = support(N, torch.from_numpy(y), active, upper, lower)
-        least = least_norm(N * active.unsqueeze(-1), c)
-        shift = (least.unsqueeze(-2) @ coefficient).squeeze(-2).numpy()
-
-        def spread(c: int) -> None:
-            for b in range(batch):
-                kernels.adjoint_write(
-                    data.q[b], *data.of(b), data.cell[b], T[0, b], T[1, b], reach[b], g[b],
-                    shift[b], cut[c], cut[c + 1], v[b],
-                )  # fmt: skip
-
-        each(workers, spread)
-        return Adjoint(step, least)
-
-
-def solve_parallel(
-    data: Data, workers: int, precision: float, x: Array, y: Array, tilts: Array, tight: Array
-) -> tuple[int, int, float]:
-    """One large problem: every pass split over the threads, the small algebra in one."""
-    fixed = data.constants
-    q, cell, C, l, u = data.q[0], data.cell[0], fixed.C[0], fixed.l[0], fixed.u[0]
-    inverse, w, lb, ub = data.of(0)
-    n, (m, K) = len(q), C.shape
-    cut = [n * i // workers for i in range(workers + 1)]
-    parts = np.empty((4, workers, K))
-    pair = K <= 2
-    if pair:
-        qs, ps, ws, los, ups, place = q, inverse, w, lb, ub, cell
-        each(
-            workers,
-            lambda c: kernels.pair_limits(ps, ws, los, ups, cell, cut[c], cut[c + 1], *parts[:, c]),
-        )
-    else:
-        (qs, ps, ws, los, ups), place = by_cells(cell, K, cut, (q, inverse, w, lb, ub))
-        each(
-            workers,
-            lambda c: kernels.cell_limits(
-                ps, ws, los, ups, place, cut[c], cut[c + 1], *parts[:, c]
-            ),
-        )
-    H, low, high, mass = parts.sum(1)
-    numbers, counts, Y, T, dt = kernels.new_state(m, K)
-
-    def one_pass(c: int) -> None:
-        if pair:
-            kernels.pair_evaluate(
-                q, inverse, w, lb, ub, cell, T[2], T[3], cut[c], cut[c + 1], *parts[:3, c]
-            )
+        sums = np.empty((batch, 2, T.shape[-1]))
+        if workers == 1:
+            batch_sums(fixed.C, y, *given, sums)
         else:
-            kernels.evaluate(
-                qs, ps, ws, los, ups, place, T[2], T[3], cut[c], cut[c + 1], False, *parts[:3, c]
-            )
-
-    def write(c: int) -> None:
-        ends = cut[c], cut[c + 1]
-        if pair and fixed.single:
-            kernels.pair_write(
-                q, inverse, w, lb, ub, cell, T[0], T[1], *ends, x, parts[0, c], parts[2, c]
-            )
-            return
-        kernels.write(q, inverse, w, lb, ub, cell, T[0], T[1], *ends, x)
-        if fixed.single:
-            kernels.evaluate(qs, ps, ws, los, ups, place, T[0], T[1], *ends, True, *parts[:3, c])
-
-    rounding = kernels.sum_rounding(n)
-    status = kernels.CONTINUE
-    while status == kernels.CONTINUE:
-        each(workers, one_pass)
-        s, h, size = parts[:3].sum(1)
-        status = kernels.advance(
-            C, l, u, low, high, H, mass, s, h, size, rounding, numbers, counts, Y, T, dt
-        )
-    y[:] = Y[2] if status == kernels.INFEASIBLE else Y[0]
-    tilts[:] = T[:2]
-    each(workers, write)
-    s, _, size = parts[:3].sum(1)
-    if status == kernels.CONVERGED:
-        kernels.drop_weak(C, l, u, mass, s, size, H, y)
-    kernels.tight_sides(C, l, u, mass, s, size, precision, tight)
-    return status, int(counts[kernels.EVALUATIONS]), kernels.excess(C, l, u, mass, s, size)
+            for b in range(batch):
+                sums[b] = shares[b].adjoint_sums(T[b], reach[b], g[b])
+        coefficient = torch.from_numpy(fixed.C)
+        s, h = torch.from_numpy(sums).unbind(1)
+        N, c = cell_factor(coefficient, h, s)
+        least = least_norm(N * active_rows(N, y, equality, tight).unsqueeze(-1), c)
+        change = (least.unsqueeze(-2) @ coefficient).squeeze(-2).numpy()
+        if workers == 1:
+            batch_write(fixed.C, y, *given, change, v)
+        else:
+            for b in range(batch):
+                shares[b].adjoint_write(T[b], reach[b], g[b], change[b], v[b])
+        return Adjoint(step, least)

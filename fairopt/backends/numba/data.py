@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +12,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairopt.errors import UnsupportedProblemError
-from fairopt.kernels import projection as kernels
-from fairopt.kernels.memory import NUMPY
+from fairopt.kernels import passes
+from fairopt.kernels.adjoint import adjoint_sums, adjoint_write
+from fairopt.kernels.memory import NUMPY, empty
+from fairopt.kernels.oracle import solve_by_oracle
+from fairopt.kernels.projection import PASSES, STATUS
+from fairopt.kernels.state import CELL_MASS, CONVERGED, INFEASIBLE, MAGNITUDE, SUM
 from fairopt.kernels.threads import each
-from fairopt.programs.partitioned_rows import PartitionedRows
-from fairopt.programs.problem import QP, CellRows, is_uniform
-from fairopt.programs.solution import Status
+from fairopt.optimality.minimum_norm import support
+from fairopt.programs.problem import QP
+from fairopt.programs.rows.cells import CellRows
+from fairopt.programs.solution import Solution, Status
+from fairopt.programs.tensors import is_uniform, unchecked
+from fairopt.tolerances import ROW_PRECISION
 
 Array = NDArray[Any]
+
+OUTCOMES = {CONVERGED: Status.SOLVED, INFEASIBLE: Status.INFEASIBLE}
 
 
 class Constants:
@@ -29,6 +39,8 @@ class Constants:
         grouped: whether each sample is a cell of its own (dense rows).
         single: whether the solution is rounded to float32.
         dtype: of q and x in the kernels.
+        metric: 1/P, weight, lb and ub.
+        options: of ``fairopt.kernels.projection.solve``.
     """
 
     def __init__(self, problem: QP) -> None:
@@ -36,15 +48,11 @@ class Constants:
         assert isinstance(P, Tensor)
         self.l, self.u = as_numpy(problem.l, np.float64), as_numpy(problem.u, np.float64)
         self.grouped = not isinstance(rows, CellRows)
-        if isinstance(rows, PartitionedRows):
-            self.C = as_numpy(rows.table, np.float64)
-            weight = rows.weight
-        elif isinstance(rows, CellRows):
-            self.C = as_numpy(rows.coefficient, np.float64)
-            weight = rows.weight
+        if self.grouped:
+            C, weight = rows.to_tensor(), P.new_ones(()).expand_as(P)
         else:
-            self.C = as_numpy(rows.to_dense().matrix, np.float64)
-            weight = P.new_ones(()).expand_as(P)
+            C, weight = rows.tensors
+        self.C = as_numpy(C, np.float64)
         self.single = problem.q.dtype == torch.float32
         self.dtype = torch.float64
         tensors = (P, weight, lb, ub)
@@ -54,18 +62,13 @@ class Constants:
             # 1/P must not round in float32 sums; a float32 q is widened unless P is one.
             if quadratic == 1 and self.single:
                 self.dtype = torch.float32
-            self.scalars_or_arrays: tuple[Any, ...] = (
-                1 / quadratic if positive else 0.0, w, lower, upper,
-            )  # fmt: skip
+            self.metric: tuple[Any, ...] = (1 / quadratic if positive else 0.0, w, lower, upper)
         else:
             quadratic_, w_, lower_, upper_ = (as_numpy(t, np.float64) for t in tensors)
             positive = bool((quadratic_ > 0).all())
-            self.scalars_or_arrays = (
-                1 / quadratic_ if positive else quadratic_,
-                w_,
-                lower_,
-                upper_,
-            )
+            self.metric = (1 / quadratic_ if positive else quadratic_, w_, lower_, upper_)
+        self.rows = self.C, self.l, self.u
+        self.options = self.grouped, self.single, ROW_PRECISION[problem.q.dtype]
         if not positive:
             raise UnsupportedProblemError(
                 "backend 'numba' needs a positive diagonal P: where it is zero the projection is "
@@ -77,13 +80,7 @@ class Data:
     """A problem as the kernels take it."""
 
     def __init__(self, problem: QP) -> None:
-        memo = problem.memo
-        if memo is None:
-            self.constants = Constants(problem)
-        elif "numba" not in memo:
-            self.constants = memo["numba"] = Constants(problem)
-        else:
-            self.constants = memo["numba"]
+        self.constants = problem.remembered(Constants)
         self.q = as_numpy(problem.q, NUMPY[self.constants.dtype])
         if isinstance(problem.rows, CellRows):
             cell: Array = problem.rows.cell.numpy()
@@ -92,10 +89,40 @@ class Data:
             batch, _, n = problem.shape
             self.cell = np.broadcast_to(np.arange(n), (batch, n)).copy()
 
-    def of(self, b: int) -> tuple[Any, ...]:
-        """1/P, weight and bounds of one problem."""
-        pick = kernels.at
-        return tuple(pick(a, b) for a in self.constants.scalars_or_arrays)  # type: ignore[no-untyped-call]
+    def samples(self, b: int) -> tuple[Any, ...]:
+        """q, 1/P, weight, bounds and cells of one problem, as the passes take them."""
+        return (self.q[b], *(passes.at(a, b) for a in self.constants.metric), self.cell[b])
+
+
+class Answer:
+    """What ``fairopt.kernels.projection.solve`` writes, and what the backward needs of it.
+
+    Attributes:
+        tensor: x as a tensor.
+        arrays: all that is written.
+    """
+
+    def __init__(self, data: Data, K: int) -> None:
+        self.data = data
+        batch, m = data.constants.l.shape
+        self.tensor, x = empty(data.q.shape, data.constants.dtype)
+        self.y, self.T = np.empty((batch, m)), np.empty((batch, 2, K))
+        self.tight, self.outcome = np.empty((batch, m), np.uint8), np.empty((batch, 2), np.int64)
+        self.arrays = x, self.y, self.T, self.tight, self.outcome
+
+    def solution(self, problem: QP, context: Any, begun: float, failures: int = 1) -> Solution:
+        dtype = problem.q.dtype
+        return unchecked(
+            Solution,
+            problem=problem,
+            x=self.tensor if self.tensor.dtype == dtype else self.tensor.to(dtype),
+            row_dual=torch.from_numpy(self.y),
+            status=outcomes(self.outcome, failures),
+            backend="numba",
+            iterations=tuple(self.outcome[:, PASSES].tolist()),
+            seconds=time.perf_counter() - begun,
+            context=context,
+        )
 
 
 def as_numpy(tensor: Tensor, dtype: Any) -> Array:
@@ -106,39 +133,138 @@ def as_numpy(tensor: Tensor, dtype: Any) -> Array:
     return np.ascontiguousarray(array, dtype)
 
 
-def outcomes(status: Array, worst: Array, precision: float) -> tuple[Status, ...]:
-    """The status of each problem of a batch in which some failed."""
-    solved = (status == kernels.CONVERGED) & (worst <= precision)
-    infeasible = status == kernels.INFEASIBLE
-    return tuple(
-        Status.SOLVED if good else Status.INFEASIBLE if proven else Status.STALLED
-        for good, proven in zip(solved.tolist(), infeasible.tolist(), strict=True)
-    )
+def active_rows(N: Tensor, y: Array, equality: Array, tight: Array) -> Tensor:
+    """The rows that count in the derivative, given their normals: ``(B, m)``, bool."""
+    upper, lower = (tight & 1 != 0) | (y > 0), (tight & 2 != 0) | (y < 0)
+    sides = (torch.from_numpy(each) for each in ((y != 0) | equality, upper, lower))
+    return support(N, torch.from_numpy(y), *sides)
 
 
-def by_cells(
-    cell: Array, K: int, cut: Sequence[int], arrays: Sequence[Any]
-) -> tuple[list[Any], Array]:
-    """Arrays with the samples of each cell side by side, and where each cell starts: ``(K + 1,)``.
+def outcomes(outcome: Array, failures: int) -> tuple[Status, ...]:
+    """The status of each problem of a batch in which so many failed."""
+    if not failures:
+        return (Status.SOLVED,) * len(outcome)
+    return tuple(OUTCOMES.get(each, Status.STALLED) for each in outcome[:, STATUS].tolist())
+
+
+def solve_large(rows: Any, data: Data, b: int, workers: int, answer: Answer) -> None:
+    """Solve one problem with every pass split over threads, and the small algebra in one.
 
     Args:
-        cut: where the share of each thread starts; one more than there are threads.
-        arrays: ``(n,)`` each; numbers, which are the same for all samples, stay as they are.
+        rows: its coefficients, as ``solve_by_oracle`` takes them.
     """
-    workers = len(cut) - 1
-    tables = np.empty((workers, K), np.int64)
-    each(workers, lambda c: kernels.count(cell, cut[c], cut[c + 1], tables[c]))
-    start = np.zeros(K + 1, np.int64)
-    np.cumsum(tables.sum(0), out=start[1:])
-    position = start[:-1] + np.cumsum(tables, 0) - tables
+    fixed = data.constants
+    _, single, precision = fixed.options
+    oracle = ThreadedSums(data, b, workers, answer.T.shape[-1])
+    solve = solve_by_oracle(rows, fixed.l[b], fixed.u[b], oracle, data.q.shape[1])
+    sums = oracle.write(solve.shifts, single, answer.arrays[0][b])
+    solve.conclude(sums, precision, answer.tight[b])
+    answer.y[b], answer.T[b] = solve.multipliers, solve.shifts
+    answer.outcome[b] = solve.status, solve.passes
 
-    def in_order(a: Any) -> Any:
-        if not isinstance(a, np.ndarray):
-            return a
-        out = np.empty_like(a)
+
+class Shares:
+    """The samples of one problem, a share for each thread.
+
+    Attributes:
+        shares: for each thread q, 1/P, weight, bounds and cells of its samples.
+    """
+
+    def __init__(self, data: Data, b: int, workers: int, K: int) -> None:
+        self.workers, self.K = workers, K
+        n = data.q.shape[1]
+        self.cut = [n * c // workers for c in range(workers + 1)]
+        self.shares = self.cut_up(data.samples(b))
+
+    def cut_up(self, arrays: Sequence[Any]) -> list[tuple[Any, ...]]:
+        if self.workers == 1:
+            return [tuple(arrays)]
+        ends = [(self.cut[c], self.cut[c + 1]) for c in range(self.workers)]
+        return [tuple(passes.part(a, *each) for a in arrays) for each in ends]
+
+    def adjoint_sums(self, shifts: Array, reach: float, g: Array) -> Array:
+        """The sums of ``fairopt.kernels.adjoint.adjoint_sums``, ``(2, K)``."""
+        out = np.empty((self.workers, 2, self.K))
+        gradients = self.cut_up((g,))
         each(
-            workers, lambda c: kernels.scatter(a, cell, cut[c], cut[c + 1], position[c].copy(), out)
+            self.workers,
+            lambda c: adjoint_sums(*self.shares[c], *shifts, reach, *gradients[c], out[c]),
         )
-        return out
+        return out.sum(0)  # type: ignore[no-any-return]
 
-    return [in_order(a) for a in arrays], start
+    def adjoint_write(self, shifts: Array, reach: float, g: Array, change: Array, v: Array) -> None:
+        """v of the adjoint, where nu changes the dual shifts by ``change``."""
+        parts = self.cut_up((g, v))
+
+        def write(c: int) -> None:
+            mine, out = parts[c]
+            adjoint_write(*self.shares[c], *shifts, reach, mine, change, out)
+
+        each(self.workers, write)
+
+
+class ThreadedSums(Shares):
+    """The cell-sum oracle of one large problem: every pass is split over threads."""
+
+    def __init__(self, data: Data, b: int, workers: int, K: int) -> None:
+        super().__init__(data, b, workers, K)
+        self.pair = self.K <= 2
+        self.out = np.empty((workers, MAGNITUDE + 1, self.K))
+        self.sorted = self.shares if self.pair else self.by_cells(data.samples(b)[:-1])
+
+    def by_cells(self, arrays: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """The shares with the samples of each cell side by side, and where each cell starts."""
+        tables = np.empty((self.workers, self.K), np.int64)
+        cells = [share[-1] for share in self.shares]
+        each(self.workers, lambda c: passes.count(cells[c], tables[c]))
+        start = np.zeros(self.K + 1, np.int64)
+        np.cumsum(tables.sum(0), out=start[1:])
+        position = start[:-1] + np.cumsum(tables, 0) - tables
+
+        def in_order(k: int) -> Any:
+            if not isinstance(arrays[k], np.ndarray):
+                return arrays[k]
+            out = np.empty_like(arrays[k])
+            each(
+                self.workers,
+                lambda c: passes.scatter(self.shares[c][k], cells[c], position[c].copy(), out),
+            )
+            return out
+
+        ordered = self.cut_up([in_order(k) for k in range(len(arrays))])
+        first, last = np.array(self.cut[:-1])[:, None], np.array(self.cut[1:])[:, None]
+        starts = start.clip(first, last) - first
+        return [(*mine, place) for mine, place in zip(ordered, starts, strict=True)]
+
+    def limits(self) -> Array:
+        find = passes.pair_limits if self.pair else passes.cell_limits
+        each(self.workers, lambda c: find(*self.sorted[c][1:], self.out[c]))
+        return self.out[:, : CELL_MASS + 1].sum(0)  # type: ignore[no-any-return]
+
+    def sums(self, shift_hi: Array, shift_lo: Array, *, single: bool = False) -> Array:
+        """With ``single`` of values rounded to float32, and without the curvature."""
+
+        def one(c: int) -> None:
+            if self.pair:
+                passes.pair_evaluate(*self.sorted[c], shift_hi, shift_lo, self.out[c])
+            else:
+                passes.evaluate(*self.sorted[c], shift_hi, shift_lo, single, self.out[c])
+
+        each(self.workers, one)
+        return self.found()
+
+    def found(self) -> Array:
+        return self.out[:, SUM : MAGNITUDE + 1].sum(0)  # type: ignore[no-any-return]
+
+    def write(self, shifts: Array, single: bool, x: Array) -> Array:
+        """The solution; and the sums of what was written."""
+        parts = self.cut_up((x,))
+
+        def write(c: int) -> None:
+            if self.pair and single:
+                passes.pair_write(*self.shares[c], *shifts, *parts[c], self.out[c])
+            else:
+                passes.write(*self.shares[c], *shifts, *parts[c])
+
+        each(self.workers, write)
+        return self.sums(*shifts, single=True) if single and not self.pair else self.found()

@@ -1,8 +1,8 @@
 """The closed-form projection for rows over partitions: hundreds of rows, thousands of cells.
 
-Passes over the samples are those of ``_projection``; the algebra between them that of ``_classes``.
+The algebra between passes over the samples is that of ``fairopt.kernels.partitions``.
 
-The backward needs the rank of the active rows, which squaring blurs. It is taken from the classes
+The backward needs the rank of the active rows, which squaring blurs. It is taken from the parts
 only where it is plain: where pivots and lengths are either far above rounding or at rounding.
 Otherwise ``adjoint`` returns None, and the dense coefficients are decomposed.
 """
@@ -10,6 +10,7 @@ Otherwise ``adjoint`` returns None, and the dense coefficients are decomposed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -18,18 +19,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fairopt.backends.numba.data import Constants, Data, as_numpy, by_cells, outcomes
-from fairopt.kernels import combinations
-from fairopt.kernels import partitions as classes
-from fairopt.kernels import projection as kernels
+from fairopt.backends.numba.data import Answer, Data, Shares, as_numpy, solve_large
+from fairopt.kernels import partitions as kernels
+from fairopt.kernels.active_set import independent
+from fairopt.kernels.adjoint import any_open
+from fairopt.kernels.combinations import class_sums
 from fairopt.kernels.memory import empty
-from fairopt.kernels.threads import each
+from fairopt.kernels.projection import STATUS
+from fairopt.kernels.state import CONVERGED, INFEASIBLE
 from fairopt.optimality.derivative import Adjoint
 from fairopt.optimality.minimum_norm import minimum_norm
-from fairopt.programs.partitioned_rows import PartitionedRows
-from fairopt.programs.problem import QP, unchecked
-from fairopt.programs.solution import Status
-from fairopt.tolerances import ROW_PRECISION
+from fairopt.programs.problem import QP
+from fairopt.programs.rows.partitioned import PartitionedRows
 
 Array = NDArray[Any]
 
@@ -50,108 +51,49 @@ class Many:
         assert isinstance(rows, PartitionedRows)
         self.problem, self.rows = problem, rows
         self.data = Data(problem)
-        self.fixed: Constants = self.data.constants
         parts = rows.partitions
         self.member: Array = np.ascontiguousarray(parts.member.numpy()).view(np.uint32)
         first, size = np.array([0, *parts.sizes]).cumsum(), np.array(parts.sizes)
         of_row = parts.of_row.numpy()
-        batch, m, _ = self.fixed.C.shape
         self.tables = [
-            classes.compress(table, first[of_row], size[of_row]) for table in self.fixed.C
+            kernels.compress(table, first[of_row], size[of_row]) for table in self.data.constants.C
         ]
-        n = self.data.q.shape[1]
         self.K, self.S = len(self.member), parts.total
-        self.workers = workers(1, n)
-        self.answer, self.x = empty((batch, n), self.fixed.dtype)
-        self.y, self.T = np.empty((batch, m)), np.empty((2, batch, self.K))
-        self.worst = np.empty(batch)
-        self.status, self.passes = np.empty(batch, np.int64), np.empty(batch, np.int64)
-        self.tight = np.empty((batch, m), np.uint8)
-        self.precision = ROW_PRECISION[problem.q.dtype]
+        self.workers = workers(1, self.data.q.shape[1])
+        self.answer = Answer(self.data, self.K)
 
     @cached_property
     def dense(self) -> QP:
         """The same problem with dense coefficients."""
-        plain = self.rows.plain()
-        plain = unchecked(type(plain), **{**plain.__dict__, "cell": plain.cell.long()})
-        return unchecked(QP, **{**self.problem.__dict__, "rows": plain, "memo": None})
+        return self.problem.replace(rows=self.rows.plain().replace(cell=self.rows.cell.long()))
 
-    def plain(self) -> tuple[Data, Array, Array, Array]:
-        """The context of the solution, as if it came from the dense coefficients."""
-        return Data(self.dense), self.y, self.T, self.tight
+    def plain(self) -> Answer:
+        """The answer as if it came from the dense coefficients."""
+        answer = copy(self.answer)
+        answer.data = Data(self.dense)
+        return answer
 
-    def outcomes(self) -> tuple[Status, ...]:
-        return outcomes(self.status, self.worst, self.precision)
+    def coefficients(self, b: int) -> kernels.PartRows:
+        S = self.S
+        kept = np.zeros(self.K), np.zeros((S, S)), np.zeros(S)
+        end, column, value = self.tables[b]
+        return kernels.PartRows(end, column, value, self.member, *kept)
 
     def solve(self) -> bool:
         """Solve all; False if one needs the dense coefficients."""
-        return all(self.solve_one(b) for b in range(len(self.y)))
-
-    def solve_one(self, b: int) -> bool:
-        fixed, workers, K, S = self.fixed, self.workers, self.K, self.S
-        q, cell, l, u = self.data.q[b], self.data.cell[b], fixed.l[b], fixed.u[b]
-        inverse, w, lb, ub = self.data.of(b)
-        end, of, value = self.tables[b]
-        n, m = len(q), len(l)
-        cut = [n * c // workers for c in range(workers + 1)]
-        (qs, ps, ws, los, ups), place = by_cells(cell, K, cut, (q, inverse, w, lb, ub))
-        parts = np.empty((4, workers, K))
-        each(
-            workers,
-            lambda c: kernels.cell_limits(
-                ps, ws, los, ups, place, cut[c], cut[c + 1], *parts[:, c]
-            ),
-        )
-        H, low, high, mass = parts.sum(1)
-        absolute = classes.absolute_scale(end, of, value, self.member, mass, S)
-        numbers, counts, Y, T, dt = kernels.new_state(m, K)
-        kept = np.zeros(K), np.zeros((S, S)), np.zeros(S)  # of ``remodel``
-
-        def one_pass(c: int, single: bool, row: int) -> None:
-            kernels.evaluate(
-                qs, ps, ws, los, ups, place, T[row], T[row + 1], cut[c], cut[c + 1], single,
-                *parts[:3, c],
-            )  # fmt: skip
-
-        rounding = kernels.sum_rounding(n)
-        status = kernels.CONTINUE
-        while status == kernels.CONTINUE:
-            each(workers, lambda c: one_pass(c, False, 2))
-            s, h, size = parts[:3].sum(1)
-            status = classes.advance(
-                end, of, value, self.member, absolute, l, u, low, high, H, mass, s, h, size,
-                rounding, numbers, counts, Y, T, dt, *kept,
-            )  # fmt: skip
-        self.status[b], self.passes[b] = status, counts[kernels.EVALUATIONS]
-        self.y[b] = Y[2] if status == kernels.INFEASIBLE else Y[0]
-        self.T[:, b] = T[:2]
-
-        each(
-            workers,
-            lambda c: kernels.write(
-                q, inverse, w, lb, ub, cell, T[0], T[1], cut[c], cut[c + 1], self.x[b]
-            ),
-        )
-        if fixed.single:
-            each(workers, lambda c: one_pass(c, True, 0))
-            s, _, size = parts[:3].sum(1)
-        common = end, of, value, self.member, absolute, l, u, mass, s, size, S
-        if status == kernels.CONVERGED:
-            classes.drop_weak(*common, H, self.y[b])
-        classes.tight_sides(*common, self.precision, self.tight[b])
-        self.worst[b] = classes.excess(*common)
-        if status == kernels.INFEASIBLE:
-            return True
-        return status == kernels.CONVERGED and bool(self.worst[b] <= self.precision)
+        for b in range(len(self.answer.y)):
+            solve_large(self.coefficients(b), self.data, b, self.workers, self.answer)
+            if self.answer.outcome[b, STATUS] not in (CONVERGED, INFEASIBLE):
+                return False
+        return True
 
     # -----------------------------------------------------------------------------------------
 
     def adjoint(self, grad_x: Tensor) -> Adjoint | None:
         """v and nu of the adjoint; None where the rank of the active rows is not plain."""
-        fixed, data = self.fixed, self.data
-        g = as_numpy(grad_x.detach() if grad_x.requires_grad else grad_x, data.q.dtype)
-        step, v = empty(g.shape, fixed.dtype)
-        nu = np.zeros_like(self.y)
+        g = as_numpy(grad_x.detach() if grad_x.requires_grad else grad_x, self.data.q.dtype)
+        step, v = empty(g.shape, self.data.constants.dtype)
+        nu = np.zeros_like(self.answer.y)
         try:
             for b in range(len(g)):
                 nu[b] = self.adjoint_of(b, g[b], v[b])
@@ -161,46 +103,45 @@ class Many:
 
     def adjoint_of(self, b: int, g: Array, v: Array) -> Array:
         """nu of one problem; v is written."""
-        data, workers = self.data, self.workers
-        cut = [len(g) * c // workers for c in range(workers + 1)]
-        sums = np.empty((2, workers, self.K))
-        table, y = (*self.tables[b], self.member, self.S), self.y[b]
-        reach = classes.reach_of(*table, y)
-        at = data.q[b], *data.of(b), data.cell[b], self.T[0, b], self.T[1, b], reach
-        tight = (y != 0) | (self.fixed.l[b] == self.fixed.u[b]) | (self.tight[b] != 0)
-        end, of, _, member, S = table
-        if tight.any() and kernels.any_open(classes.near(end, of, member, S, tight), *at):
-            raise Blurred
-        given = *at, g
-
-        def accumulate(c: int) -> None:
-            kernels.adjoint_sums(*given, cut[c], cut[c + 1], sums[0, c], sums[1, c])
-
-        def spread(c: int) -> None:
-            kernels.adjoint_write(*given, shift, cut[c], cut[c + 1], v)
-
-        each(workers, accumulate)
-        nu, shift = self.multipliers(b, *sums.sum(1))
-        each(workers, spread)
+        answer, fixed = self.answer, self.data.constants
+        y, T = answer.y[b], answer.T[b]
+        end, column, value = self.tables[b]
+        reach = float(self.shifts(end, column, np.abs(value), np.abs(y)).max())
+        looked = (y != 0) | (fixed.l[b] == fixed.u[b]) | (answer.tight[b] != 0)
+        if looked.any():
+            near = kernels.looked_at(end, column, self.member, self.S, looked)
+            if any_open(near, *self.data.samples(b), *T, reach):
+                raise Blurred
+        shares = Shares(self.data, b, self.workers, self.K)
+        nu, change = self.multipliers(b, *shares.adjoint_sums(T, reach, g))
+        shares.adjoint_write(T, reach, g, change, v)
         return nu
 
+    def shifts(self, end: Array, column: Array, value: Array, y: Array) -> Array:
+        """The dual shifts of multipliers."""
+        sums, out = np.empty(self.S), np.empty(self.K)
+        kernels.row_shifts(end, column, value, y, sums)
+        kernels.cell_shifts(self.member, sums, out)
+        return out
+
     def multipliers(self, b: int, s: Array, h: Array) -> tuple[Array, Array]:
-        """nu and its tilts, from the cell sums of w g / P and of w^2 / P over the free samples."""
-        end, of, value = self.tables[b]
-        y, tight, meet = self.y[b], self.tight[b], self.fixed.l[b] == self.fixed.u[b]
+        """nu and its dual shifts, from what ``adjoint_sums`` finds."""
+        end, column, value = self.tables[b]
+        y, tight = self.answer.y[b], self.answer.tight[b]
+        equality = self.data.constants.l[b] == self.data.constants.u[b]
         m = len(y)
         nu, shift = np.zeros(m), np.zeros(self.K)
-        active = (y != 0) | meet
+        active = (y != 0) | equality
         tied = (tight != 0) & ~active
         if not (active.any() or tied.any()):
             return nu, shift
         G = np.zeros((self.S, self.S))
-        classes.gram(self.member, h, G)
-        L, least, _ = classes.factorise_classes(G, PLAIN_SQUARE[1])
+        kernels.gram(self.member, h, G)
+        L, least, _ = kernels.factorise_parts(G, PLAIN_SQUARE[1])
         if least < PLAIN_SQUARE[0]:
             raise Blurred
         N, length = np.empty((m, L.shape[1])), np.empty(m)
-        classes.normals(end, of, value, L, N, length)
+        kernels.normals(end, column, value, L, N, length)
         Q, R, W = self.basis(N, active)
         if tied.any():
             outside = self.outside(N, Q, tied)
@@ -219,35 +160,30 @@ class Many:
                         )
                     )
                 )[0].numpy()
-                active = (z != 0) | (meet & active)
+                active = (z != 0) | (equality & active)
                 Q, R, W = self.basis(N, active)
         if not len(W):
             return nu, shift
 
         sums, values = np.empty(self.S), np.empty(m)
-
-        def tilts() -> None:
-            classes.row_tilts(end, of, value, nu, sums)
-            classes.cell_tilts(self.member, sums, shift)
-
         # Twice, the second time for what is left: R^T R alone would square the condition.
         triangle = torch.from_numpy(R)
         for _ in range(2):
-            combinations.class_sums(self.member, s + h * shift, sums)
-            classes.row_values(end, of, value, sums, values)
+            class_sums(self.member, s + h * shift, sums)
+            kernels.row_values(end, column, value, sums, values)
             right = torch.from_numpy(-values[W] / length[W]).unsqueeze(-1)
             half = torch.linalg.solve_triangular(triangle.mT, right, upper=False)
             whole = torch.linalg.solve_triangular(triangle, half, upper=True)
             nu[W] += whole.squeeze(-1).numpy() / length[W]
-            tilts()
+            shift = self.shifts(end, column, value, nu)
         others = active & (length > 0)
         others[W] = False
         if others.any():
-            self.shorten(nu, N, length, Q, triangle, W, others)
+            self.spread_evenly(nu, N, length, Q, triangle, W, others)
         return nu, shift
 
     def basis(self, N: Array, rows: Array) -> tuple[Array, Array, Array]:
-        Q, R, W, taken, left = classes.independent(N, np.flatnonzero(rows))
+        Q, R, W, taken, left = independent(N, np.flatnonzero(rows), True)
         if taken < PLAIN_LENGTH[0] or left > PLAIN_LENGTH[1]:
             raise Blurred
         return Q, R, W
@@ -262,10 +198,10 @@ class Many:
         found: Array = beside > PLAIN_LENGTH[0]
         return found
 
-    def shorten(
+    def spread_evenly(
         self, nu: Array, N: Array, length: Array, Q: Array, R: Tensor, W: Array, others: Array
     ) -> None:
-        """The shortest nu that does the same, on rows of unit length, spread over dependent rows.
+        """The minimum-norm nu that does the same, on rows of unit length, over dependent rows, too.
 
         With N_others = B N_W it is M (M^T M)^-1 nu_W, where M stacks the identity on B.
         """

@@ -10,16 +10,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fairopt.backends.numba.data import active_rows, outcomes
 from fairopt.errors import UnsupportedProblemError
 from fairopt.kernels import simplex as kernels
-from fairopt.kernels.projection import CONVERGED, INFEASIBLE
+from fairopt.kernels.projection import PASSES
 from fairopt.kernels.threads import in_parallel
 from fairopt.optimality.derivative import Adjoint
 from fairopt.optimality.linear_systems import least_norm
-from fairopt.optimality.minimum_norm import support
-from fairopt.programs.block_rows import BlockRows
-from fairopt.programs.problem import QP, compact, is_uniform, unchecked
-from fairopt.programs.solution import Solution, Status
+from fairopt.programs.problem import QP
+from fairopt.programs.rows.blocks import BlockRows
+from fairopt.programs.solution import Solution
+from fairopt.programs.tensors import compact, is_uniform, unchecked
 from fairopt.tolerances import ROW_PRECISION
 
 Array = NDArray[Any]
@@ -48,6 +49,10 @@ class Blocks:
         self.inverse = contiguous(1 / of_blocks(problem, n, C).expand(batch, n))
         self.w = contiguous(rows.weight)
         self.cell = np.ascontiguousarray(rows.cell.numpy(), np.int64)
+
+    @property
+    def rows(self) -> tuple[Array, ...]:
+        return self.A, self.l, self.u
 
     @property
     def samples(self) -> tuple[Array, ...]:
@@ -100,24 +105,25 @@ def of_blocks(problem: QP, n: int, C: int) -> Tensor:
     return each
 
 
-def solve_blocks(problem: QP, backend: str, workers: int = 1) -> Solution:
-    """Solve a batch, its problems by so many threads; see ``_simplex``."""
+def solve_blocks(problem: QP, workers: int = 1) -> Solution:
+    """Solve a batch, its problems by so many threads; see ``fairopt.kernels.simplex``."""
     begun = time.perf_counter()
     data = Blocks(problem)
     batch, m, K, C = data.A.shape
     n = data.q.shape[1]
     x, theta = np.empty((batch, n, C)), np.empty((batch, n))
-    y, T, worst = np.empty((batch, m + n)), np.empty((2, batch, K, C)), np.empty(batch)
-    status, passes = np.empty(batch, np.int64), np.empty(batch, np.int64)
-    tight = np.empty((batch, m), np.uint8)
-    precision = ROW_PRECISION[problem.q.dtype]
-    single = problem.q.dtype == torch.float32
+    y, T = np.empty((batch, m + n)), np.empty((batch, 2, K, C))
+    tight, outcome = np.empty((batch, m), np.uint8), np.empty((batch, 2), np.int64)
+    single, precision = problem.q.dtype == torch.float32, ROW_PRECISION[problem.q.dtype]
 
     def some(first: int, last: int) -> int:
+        def cut(*arrays: Array) -> tuple[Array, ...]:
+            return tuple(array[first:last] for array in arrays)
+
+        written = cut(x, theta, y, T, tight, outcome)
         failed: int = kernels.solve(
-            data.A, data.l, data.u, *data.samples, single, precision, first, last,
-            x, theta, y, T, status, passes, worst, tight,
-        )  # fmt: skip
+            cut(*data.rows), cut(*data.samples), single, precision, *written
+        )
         return failed
 
     failures = sum(in_parallel(some, batch, workers))
@@ -126,23 +132,11 @@ def solve_blocks(problem: QP, backend: str, workers: int = 1) -> Solution:
         problem=problem,
         x=torch.from_numpy(x).view(batch, n * C).to(problem.q.dtype),
         row_dual=torch.from_numpy(y),
-        status=outcomes(status, worst, precision) if failures else (Status.SOLVED,) * batch,
-        backend=backend,
-        iterations=tuple(passes.tolist()),
+        status=outcomes(outcome, failures),
+        backend="numba",
+        iterations=tuple(outcome[:, PASSES].tolist()),
         seconds=time.perf_counter() - begun,
         context=(data, y[:, :m], T, theta, tight),
-    )
-
-
-def outcomes(status: Array, worst: Array, precision: float) -> tuple[Status, ...]:
-    """The status of each problem of a batch in which some failed."""
-    return tuple(
-        Status.SOLVED
-        if end == CONVERGED and excess <= precision
-        else Status.INFEASIBLE
-        if end == INFEASIBLE
-        else Status.STALLED
-        for end, excess in zip(status.tolist(), worst.tolist(), strict=True)
     )
 
 
@@ -151,7 +145,7 @@ def vjp_blocks(solution: Solution, grad_x: Tensor) -> Adjoint:
 
     On its free classes F a sample's equations are P v + w A_k^T nu + nu_i = -g and sum_F v = 0, so
     that v = -(g + w A_k^T nu, less its mean over F) / P; what is left are the rows' equations, with
-    the curvature of ``_simplex`` in the place of 1/P.
+    the curvature of ``fairopt.kernels.simplex`` in the place of 1/P.
     """
     data, multipliers, T, theta, tight = solution.context
     batch, m, K, C = data.A.shape
@@ -160,14 +154,11 @@ def vjp_blocks(solution: Solution, grad_x: Tensor) -> Adjoint:
     W, G = np.empty((batch, K, C, C)), np.empty((batch, K, C))
     N, c = np.empty((batch, m, K, C - 1)), np.empty((batch, K, C - 1))
     for b in range(batch):
-        kernels.adjoint_sums(*data.of(b), T[0, b], T[1, b], theta[b], g[b], W[b], G[b])
+        kernels.adjoint_sums(*data.of(b), *T[b], theta[b], g[b], W[b], G[b])
         kernels.adjoint_factor(data.A[b], W[b], G[b], N[b], c[b])
     y = torch.from_numpy(multipliers)
     factor = torch.from_numpy(N).view(batch, m, K * (C - 1))
-    active = (y != 0) | torch.from_numpy(data.l == data.u)
-    upper = torch.from_numpy(tight & 1 != 0) | (y > 0)
-    lower = torch.from_numpy(tight & 2 != 0) | (y < 0)
-    active = support(factor, y, active, upper, lower)
+    active = active_rows(factor, multipliers, data.l == data.u, tight)
     some = active.any(0).nonzero().squeeze(-1)  # of many pairs few are active
     least = least_norm(
         (factor * active.unsqueeze(-1))[:, some], torch.from_numpy(c).view(batch, -1)
@@ -176,9 +167,7 @@ def vjp_blocks(solution: Solution, grad_x: Tensor) -> Adjoint:
     shift = torch.einsum("bm,bmkc->bkc", rows_nu, torch.from_numpy(data.A)).numpy()
     v, sums_nu = np.empty((batch, n, C)), np.empty((batch, n))
     for b in range(batch):
-        kernels.adjoint_write(
-            *data.of(b), T[0, b], T[1, b], theta[b], g[b], shift[b], v[b], sums_nu[b]
-        )
+        kernels.adjoint_write(*data.of(b), *T[b], theta[b], g[b], shift[b], v[b], sums_nu[b])
     return Adjoint(
         torch.from_numpy(v).view(batch, n * C), torch.cat([rows_nu, torch.from_numpy(sums_nu)], -1)
     )

@@ -32,8 +32,7 @@ from fairopt.optimality.derivative import Adjoint, adjoint
 from fairopt.optimality.finishing import finish, refined
 from fairopt.optimality.linear_systems import Reduced, solve_reduced
 from fairopt.optimality.sparse_systems import is_convex, solve_sparse
-from fairopt.programs.block_rows import BlockRows
-from fairopt.programs.problem import QP, Problem, SparseRows
+from fairopt.programs.problem import QP, Problem
 from fairopt.programs.solution import Solution, Status
 from fairopt.tolerances import OSQP_CERTIFICATE, ROW_PRECISION
 
@@ -267,7 +266,7 @@ def proven(problem: QP, y: Tensor, status: tuple[Status, ...]) -> tuple[Tensor, 
 def reduced(problem: Problem) -> Reduced:
     """The solver of the linear systems of refinement and backward pass."""
     assert isinstance(problem, QP)
-    if isinstance(problem.P, SparseRows) or isinstance(problem.rows, (SparseRows, BlockRows)):
+    if problem.quadratic_form == "sparse" or problem.rows.is_sparse:
         return solve_sparse
     # Where part of a diagonal is zero there is no Schur complement.
     return (

@@ -20,7 +20,9 @@ from scipy import sparse
 from torch import Tensor
 
 from fairopt.kernels.sparse_columns import cell_entries, columns, priced
-from fairopt.programs.problem import QP, CellRows, DenseRows, SparseRows
+from fairopt.programs.problem import QP
+from fairopt.programs.rows.cells import CellRows
+from fairopt.programs.rows.sparse import SparseRows
 
 Array = NDArray[Any]
 
@@ -114,10 +116,10 @@ class Standard:
                 np.ascontiguousarray(rows.weight[b].numpy(), np.float64),
             )
             return found
-        if not isinstance(rows, DenseRows):
+        if rows.is_sparse:
             row, column, order = self.order
             return row, column, self.sparse.values[b].double().numpy()[order]
-        A = rows.matrix[b].double().numpy()
+        A = rows.to_tensor()[b].double().numpy()
         column, row = A.T.nonzero()
         return row, column, A[row, column]
 

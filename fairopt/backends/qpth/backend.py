@@ -36,15 +36,14 @@ from fairopt.backends.qpth.standard_form import (
     SINGULAR,
     Standard,
     curvature,
-    select,
     to_dense,
 )
 from fairopt.errors import ProblemError, whole_number
 from fairopt.optimality.certificates import proves_unbounded
 from fairopt.optimality.finishing import finish, refine
 from fairopt.optimality.linear_systems import lu_factor
-from fairopt.programs.problem import LP, Problem
-from fairopt.programs.solution import Solution, Status, row_excess
+from fairopt.programs.problem import Problem
+from fairopt.programs.solution import RowValues, Solution, Status
 from fairopt.tolerances import FEASIBLE, QPTH_AIM, QPTH_ENOUGH, ROW_PRECISION
 
 # The weight of the proximal term, relative to the curvature, in each attempt. A singular P needs
@@ -92,7 +91,7 @@ class QPTH(Backend):
     def solve(self, problem: Problem) -> Solution:
         begun = time.perf_counter()
         dense = to_dense(problem)
-        dtype = (problem.c if isinstance(problem, LP) else problem.q).dtype
+        dtype = problem.linear.dtype
         kind = curvature(dense, torch.finfo(dtype).eps)
         x, y = self.attempt(dense, kind, torch.zeros_like(dense.lb), 0)
         solution = finish(problem, x, y, backend=self.name)
@@ -144,7 +143,7 @@ class QPTH(Backend):
         n = part.lb.shape[-1]
 
         def settled(index: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            rows = select(part, index)
+            rows = part.select(index)
             proven, _ = proof(rows, y, scale[index])
             return proven | feasible(rows, x[:, :n])
 
@@ -154,7 +153,7 @@ class QPTH(Backend):
         there = feasible(part, search.x[:, :n])
 
         def falls(index: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return proves_unbounded(select(part, index), x)
+            return proves_unbounded(part.select(index), x)
 
         search = Attempts.afresh(self, recession(part))
         search.run(range(PROVE_AT), falls)
@@ -232,7 +231,7 @@ class Attempts:
     def part(self) -> tuple[Tensor, Problem]:
         """The unsolved problems: their indices, and the problems."""
         where = torch.tensor(self.unsolved, device=self.x.device)
-        return where, select(self.problem, where)
+        return where, self.problem.select(where)
 
     def run(
         self, counts: range, settled: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
@@ -277,13 +276,13 @@ def error(problem: Problem, x: Tensor, y: Tensor) -> Tensor:
 
 def nearby(problem: Problem, x: Tensor, other: Tensor) -> Tensor:
     """x where it violates no row by much, else the other point."""
-    near = (row_excess(problem.rows, problem.l, problem.u, x) <= NEAR).all(-1, keepdim=True)
+    near = (RowValues.at(problem, x).relative <= NEAR).all(-1, keepdim=True)
     return torch.where(near, x, other)
 
 
 def feasible(problem: Problem, x: Tensor) -> Tensor:
     """Whether x, within the bounds, satisfies the rows to a tolerance that tells: ``(B,)``."""
-    return (row_excess(problem.rows, problem.l, problem.u, x) <= FEASIBLE).all(-1)
+    return (RowValues.at(problem, x).relative <= FEASIBLE).all(-1)
 
 
 def shortfall(solution: Solution, limits: Mapping[torch.dtype, tuple[float, ...]]) -> Tensor:

@@ -22,9 +22,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fairopt.backends.qpth.standard_form import linear_term, matrix, quadratic
+from fairopt.backends.qpth.standard_form import quadratic
 from fairopt.optimality.certificates import first_proof, recession_side, sharpen_proof
-from fairopt.programs.problem import QP, DenseRows, Problem, unchecked
+from fairopt.programs.problem import QP, Problem
+from fairopt.programs.rows.dense import DenseRows
+from fairopt.programs.tensors import unchecked
 
 # Rows that push with at least these shares of the hardest push are tried as a proof of their own.
 LEADING = (5e-1, 1e-1, 1e-2, 1e-3, 0.0)
@@ -35,7 +37,7 @@ def elastic(problem: Problem) -> tuple[QP, Tensor]:
 
     A multiplier of its row times that number is one of the original row.
     """
-    A = matrix(problem)
+    A = problem.rows.to_tensor()
     batch, m, n = A.shape
     length = torch.linalg.vector_norm(A, dim=-1)
     scale = torch.where(length > 0, 1 / length, 1.0)
@@ -50,8 +52,6 @@ def elastic(problem: Problem) -> tuple[QP, Tensor]:
         u=problem.u * scale,
         lb=torch.cat([problem.lb, -free], -1),
         ub=torch.cat([problem.ub, free], -1),
-        row_names=(),
-        skipped=(),
     ), scale
 
 
@@ -74,7 +74,7 @@ def recession(problem: Problem) -> QP:
 
     In variables whose P_ii is not zero, a diagonal P forbids any move; a dense one is made rows.
     """
-    P, A, q = quadratic(problem), matrix(problem), linear_term(problem)
+    P, A, q = quadratic(problem), problem.rows.to_tensor(), problem.linear
     lb, ub, l, u = map(recession_side, (problem.lb, problem.ub, problem.l, problem.u))
     if P.dim() == 2:
         lb, ub = torch.where(P > 0, 0.0, lb), torch.where(P > 0, 0.0, ub)
@@ -84,5 +84,4 @@ def recession(problem: Problem) -> QP:
         l, u = torch.cat([l, zero], -1), torch.cat([u, zero], -1)
     return unchecked(
         QP, P=torch.ones_like(q), q=q, rows=DenseRows(A), l=l, u=u, lb=lb, ub=ub,
-        row_names=(), skipped=(),
     )  # fmt: skip

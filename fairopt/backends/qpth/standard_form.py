@@ -26,7 +26,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairopt.programs.problem import LP, QP, DenseRows, Problem, SparseRows, unchecked
+from fairopt.programs.problem import LP, QP, Problem
+from fairopt.programs.rows.sparse import SparseRows
 from fairopt.tolerances import QPTH_PIVOT, QPTH_RANK
 
 # What ``curvature`` finds.
@@ -39,25 +40,10 @@ FAR = 1e8
 
 def to_dense(problem: Problem) -> Problem:
     """The same problem in float64, rows dense, P diagonal or dense."""
-    A = DenseRows(problem.rows.to_dense().matrix.double())
-    sides = {name: getattr(problem, name).double() for name in ("l", "u", "lb", "ub")}
-    if isinstance(problem, LP):
-        return unchecked(LP, **{**vars(problem), **sides, "c": problem.c.double(), "rows": A})
-    P = problem.P.to_dense().matrix if isinstance(problem.P, SparseRows) else problem.P
-    q = problem.q.double()
-    return unchecked(QP, **{**vars(problem), **sides, "P": P.double(), "q": q, "rows": A})
-
-
-def select(problem: Problem, where: Tensor) -> Problem:
-    """Some problems of a batch that ``to_dense`` made."""
-    tensors = {name: v[where] for name, v in vars(problem).items() if isinstance(v, Tensor)}
-    rows = DenseRows(matrix(problem)[where])
-    return unchecked(type(problem), **{**vars(problem), **tensors, "rows": rows})
-
-
-def matrix(problem: Problem) -> Tensor:
-    assert isinstance(problem.rows, DenseRows)
-    return problem.rows.matrix
+    if isinstance(problem, QP) and isinstance(problem.P, SparseRows):
+        problem = problem.replace(P=problem.P.to_tensor())
+    problem = problem.replace(rows=problem.rows.to_dense())
+    return problem.with_tensors(*(tensor.double() for tensor in problem.tensors))
 
 
 def quadratic(problem: Problem) -> Tensor:
@@ -66,11 +52,6 @@ def quadratic(problem: Problem) -> Tensor:
         return torch.zeros_like(problem.c)
     assert isinstance(problem.P, Tensor)
     return problem.P
-
-
-def linear_term(problem: Problem) -> Tensor:
-    """q, or the c of an LP."""
-    return problem.c if isinstance(problem, LP) else problem.q
 
 
 def diagonal(P: Tensor) -> Tensor:
@@ -109,8 +90,8 @@ def proximal_metric(problem: Problem) -> Tensor:
     """
     P = quadratic(problem)
     d = diagonal(P)
-    q = linear_term(problem)
-    length = torch.linalg.vector_norm(matrix(problem), dim=-1)
+    q = problem.linear
+    length = torch.linalg.vector_norm(problem.rows.to_tensor(), dim=-1)
     sides = torch.cat([problem.l / length, problem.u / length, problem.lb, problem.ub], -1).abs()
     known = torch.isfinite(sides) & (sides > 0)
     middle = (known.sum(-1, keepdim=True) - 1).clamp(min=0) // 2
@@ -168,8 +149,8 @@ class Standard:
     """
 
     def __init__(self, problem: Problem, weight: Tensor, center: Tensor) -> None:
-        P, A = quadratic(problem), matrix(problem)
-        q = linear_term(problem)
+        P, A = quadratic(problem), problem.rows.to_tensor()
+        q = problem.linear
         l, u, lb, ub = problem.l, problem.u, problem.lb, problem.ub
         self.sides = sides = Sides.of(problem)
         self.shape = batch, _, n = A.shape

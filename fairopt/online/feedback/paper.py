@@ -33,8 +33,6 @@ from fairopt.online import feedback
 from fairopt.online.counting import Opened
 from fairopt.online.layout import Programme
 from fairopt.online.state import State, kernels
-from fairopt.programs.problem import QP, DenseRows
-from fairopt.solving.autograd import solve
 
 PROXIMAL_STEPS = 60
 
@@ -155,6 +153,9 @@ def several_rows(
     price: float,
 ) -> Floats:  # fmt: skip
     """The same for several rows, by the QP with the largest violation as a variable."""
+    from fairopt.programs.problem import QP  # and backends: one row needs neither
+    from fairopt.solving.autograd import solve
+
     n = len(scores)
     uppers, lowers = np.isfinite(sides[:, 1]), np.isfinite(sides[:, 0])
     rows = np.concatenate([A[uppers], -A[lowers]])
@@ -173,7 +174,7 @@ def several_rows(
             QP(
                 P=torch.from_numpy(P),
                 q=torch.from_numpy(cost),
-                rows=DenseRows(torch.from_numpy(rows)),
+                rows=torch.from_numpy(rows),
                 l=torch.full((len(u),), -math.inf, dtype=torch.float64),
                 u=torch.from_numpy(u),
                 lb=torch.from_numpy(np.append(np.full(n, lo), -math.inf)),

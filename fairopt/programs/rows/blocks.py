@@ -2,37 +2,28 @@
 
 The variables are n blocks of C, block by block: x_{iC + c} is the c-th of block i. There are m rows
 in cell form, over pairs of a cell of blocks and a place within the block, and behind them n rows
-that are the sums of the blocks:
-
-    A[r, iC + c] = coefficient[r, cell[i], c] * weight[i]    for r < m
-    A[m + i, iC + c] = 1                                     for i < n
-
-So a point that is on the simplex block by block is what bounds of 0 and sums of 1 describe.
+that are the sums of the blocks. So a point that is on the simplex block by block is what bounds of
+0 and sums of 1 describe.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fairopt.errors import ProblemError, UnsupportedProblemError
-from fairopt.programs.problem import (
-    DenseRows,
-    Rows,
-    SparseRows,
-    batched_cells,
-    chosen,
-    shape_of,
-    unchecked,
-)
+from fairopt.programs.rows.cells import CellStructured
+from fairopt.programs.rows.sparse import SparseRows
+from fairopt.programs.tensors import shape_of, unchecked
 
 MOST_DENSE = 2**27  # elements of a dense matrix: 1 GiB
 
 
 @dataclass(frozen=True, eq=False)
-class BlockRows(Rows):
+class BlockRows(CellStructured):
     """Cell-structured rows over blocks of C variables, and behind them the sums of the blocks.
 
         A[b, r, iC + c] = coefficient[b, r, cell[b, i], c] * weight[b, i]    for r < m
@@ -46,14 +37,13 @@ class BlockRows(Rows):
         weight: ``(B, n)``; ``(n,)`` is taken as a batch of one.
     """
 
-    coefficient: Tensor
-    cell: Tensor
-    weight: Tensor
+    name: ClassVar[str] = "blocks"
+    stored: ClassVar[dict[str, int]] = {"coefficient": 4, "weight": 2}
+    dimensions: ClassVar[str] = "mKC"
+    is_sparse: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        batched = batched_cells(self.coefficient, self.cell, self.weight, "mKC", 2)
-        for name, tensor in zip(("coefficient", "cell", "weight"), batched, strict=True):
-            object.__setattr__(self, name, tensor)
+        super().__post_init__()
         if self.coefficient.shape[-1] == 0:
             raise ProblemError(
                 "rows.coefficient: expected C >= 1 variables in each block, got "
@@ -70,51 +60,12 @@ class BlockRows(Rows):
         m, n, C = self.blocks
         return len(self.coefficient), m + n, n * C
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.coefficient, self.weight
-
-    @property
-    def structure(self) -> tuple[Tensor, ...]:
-        return (self.cell,)
-
-    def with_tensors(self, *tensors: Tensor) -> BlockRows:
-        coefficient, weight = tensors
-        return unchecked(BlockRows, coefficient=coefficient, cell=self.cell, weight=weight)
-
-    def select(self, index: Tensor) -> BlockRows:
-        return unchecked(
-            BlockRows,
-            coefficient=chosen(self.coefficient, index),
-            cell=chosen(self.cell, index),
-            weight=chosen(self.weight, index),
-        )
-
-    def expand(self, batch: int) -> BlockRows:
-        return unchecked(
-            BlockRows,
-            coefficient=self.coefficient.expand(batch, -1, -1, -1),
-            cell=self.cell.expand(batch, -1),
-            weight=self.weight.expand(batch, -1),
-        )
-
     def in_blocks(self, values: Tensor) -> Tensor:
         """``(B, n C)`` as ``(B, n, C)``, float64."""
         _, n, C = self.blocks
         return values.double().reshape(len(values), n, C)
 
-    def sum_cells(self, values: Tensor) -> Tensor:
-        """Sum of ``(B, n, C)`` values over the blocks of each cell: ``(B, K, C)``, float64."""
-        out = values.new_zeros(len(values), *self.coefficient.shape[2:], dtype=torch.float64)
-        index = self.cell.long().unsqueeze(-1).expand(values.shape)
-        return out.scatter_add(1, index, values.double())
-
-    def spread(self, tilt: Tensor) -> Tensor:
-        """Give each block its cell's values: ``(B, K, C)`` to ``(B, n, C)``."""
-        index = self.cell.long().unsqueeze(-1).expand(-1, -1, tilt.shape[-1])
-        return tilt.gather(1, index)
-
-    def tilt(self, y: Tensor) -> Tensor:
+    def dual_shift(self, y: Tensor) -> Tensor:
         """The cell rows' A^T y before weights: ``(B, m)`` to ``(B, K, C)``."""
         return torch.einsum("bm,bmkc->bkc", y.double(), self.coefficient.double())
 
@@ -127,7 +78,7 @@ class BlockRows(Rows):
 
     def transpose_apply(self, y: Tensor) -> Tensor:
         m, n, C = self.blocks
-        each = self.spread(self.tilt(y[:, :m])) * self.weight.double().unsqueeze(-1)
+        each = self.spread(self.dual_shift(y[:, :m])) * self.weight.double().unsqueeze(-1)
         return (each + y[:, m:].double().unsqueeze(-1)).reshape(len(y), n * C)
 
     def factor(self, d: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,10 +86,10 @@ class BlockRows(Rows):
         if batch * m * n > MOST_DENSE:
             raise UnsupportedProblemError(
                 f"rows in blocks form: what is asked for needs a dense matrix of {batch} x {m} x "
-                f"{n}; gradients of scores by backend 'numba' do not, those of tolerances, sides "
-                "and rows do: take them from smaller batches"
+                f"{n}; gradients of the linear part by a backend that takes blocks as they are do "
+                "not, those of sides and rows do: take them from smaller batches"
             )
-        return self.to_dense().factor(d, g)
+        return super().factor(d, g)
 
     def norms(self, d: Tensor) -> Tensor:
         d = self.in_blocks(d)
@@ -153,44 +104,34 @@ class BlockRows(Rows):
         weight = self.weight.double().unsqueeze(-1)
         coefficient = torch.einsum("bm,bkc->bmkc", y, self.sum_cells(weight * v))
         coefficient = coefficient + torch.einsum("bm,bkc->bmkc", nu, self.sum_cells(weight * x))
-        each = v * self.spread(self.tilt(y)) + x * self.spread(self.tilt(nu))
+        each = v * self.spread(self.dual_shift(y)) + x * self.spread(self.dual_shift(nu))
         return coefficient, each.sum(-1)
 
-    def absolute(self) -> BlockRows:
-        return self.with_tensors(self.coefficient.abs(), self.weight.abs())
-
-    def to_dense(self) -> DenseRows:
+    def cell_rows(self) -> Tensor:
+        """The rows in cell form, ``(B, m, n C)``."""
         m, n, C = self.blocks
         batch = len(self.coefficient)
         index = self.cell.long().view(batch, 1, n, 1).expand(batch, m, n, C)
         cells = self.coefficient.gather(2, index) * self.weight.view(batch, 1, n, 1)
+        return cells.reshape(batch, m, n * C)
+
+    def to_tensor(self) -> Tensor:
+        _, n, C = self.blocks
+        cells = self.cell_rows()
         sums = torch.eye(n, dtype=cells.dtype, device=cells.device).repeat_interleave(C, dim=1)
-        return DenseRows(
-            torch.cat([cells.reshape(batch, m, n * C), sums.expand(batch, n, n * C)], 1)
-        )
+        return torch.cat([cells, sums.expand(len(cells), n, n * C)], 1)
 
     def to_sparse(self) -> SparseRows:
         """Row by row of the cells' part, where some problem of the batch has an entry; the sums."""
         m, n, C = self.blocks
-        batch = len(self.coefficient)
-        index = self.cell.long().view(batch, 1, n, 1).expand(batch, m, n, C)
-        cells = self.coefficient.gather(2, index) * self.weight.view(batch, 1, n, 1)
-        cells = cells.reshape(batch, m, n * C)
+        cells = self.cell_rows()
         row, column = (cells.detach() != 0).any(0).nonzero(as_tuple=True)
         every = torch.arange(n * C, device=cells.device)
         return unchecked(
             SparseRows,
             row=torch.cat([row, m + torch.div(every, C, rounding_mode="floor")]),
             column=torch.cat([column, every]),
-            values=torch.cat([cells[:, row, column], cells.new_ones(batch, n * C)], 1),
+            values=torch.cat([cells[:, row, column], cells.new_ones(len(cells), n * C)], 1),
             m=m + n,
             n=n * C,
-        )
-
-    def to(self, device: torch.device) -> BlockRows:
-        return unchecked(
-            BlockRows,
-            coefficient=self.coefficient.to(device),
-            cell=self.cell.to(device),
-            weight=self.weight.to(device),
         )
