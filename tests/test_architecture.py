@@ -37,8 +37,6 @@ MANY_PARAMETERS = {
     "fairopt.formulation.result.put_together",
     "fairopt.layer.module.fair_predictions",
     "fairopt.online.reading.read",
-    "fairopt.optimality.degenerate_bounds.Multipliers.__init__",
-    "fairopt.optimality.finishing.finish",
 }
 KERNELS_OF_MANY_PARAMETERS, MOST_PARAMETERS = 10, 47  # none
 PRIVATE_NAMES = 0
