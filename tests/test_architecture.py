@@ -25,7 +25,7 @@ PUBLIC = {
 }
 
 PARAMETERS, KERNEL_PARAMETERS = 8, 12
-LONGEST_CHAIN, OF_ONE_PACKAGE = 16, 4
+LONGEST_CHAIN, OF_ONE_PACKAGE = 16, 8  # 16 and 4
 LINES = 700
 
 # Where the source does not keep the rules yet: no more may be added, and what is done is taken off.
