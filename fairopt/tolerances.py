@@ -48,9 +48,15 @@ NO_ROW = 1e-12
 # Rank
 # ---------------------------------------------------------------------------------------------
 
+# Both values stand in a gap that was measured, on 600 drawn problems over all notions, backends and
+# options: of 23,000 singular values of unit rows, as shares of the largest, and of 48,000 parts of
+# unit rows outside the span of the rows before them, all that are rounding were below 1e-13, and
+# all others above 1e-7 (singular values above 1e-4). No decision changes anywhere between.
+#
 # Singular values below this share of the largest are rank deficiency.
 RANK = 1e-11
-# A row whose part outside the span of others is shorter than this depends on them.
+# A row whose part outside the span of others is shorter than this depends on them. It is larger
+# than RANK, because it is what is left after subtracting row by row, and is then divided by.
 DEPENDENT = 1e-9
 
 # The same where lengths come from a matrix of scalar products, whose squared pivots are left out

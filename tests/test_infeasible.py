@@ -303,7 +303,7 @@ def test_sparse_rows_too_large_to_look_into_keep_the_rows_of_the_proof() -> None
 
 def test_the_answer_is_worked_out_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    module = import_module("fairopt.solving.autograd")  # the function has its name
+    module = import_module("fairopt.solving.conflicts")
 
     def counted(*args: Any) -> Any:
         calls.append(args)
@@ -317,7 +317,7 @@ def test_the_answer_is_worked_out_when_asked_for(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_message_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = import_module("fairopt.solving.autograd")  # the function has its name
+    module = import_module("fairopt.solving.conflicts")
 
     def failing(*_: Any) -> Any:
         raise ConvergenceError("no")

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-from fairopt.backends.contract import Backend
+if TYPE_CHECKING:
+    from fairopt.backends.contract import Backend
 
 GROUP = "fairopt.backends"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,13 @@ from fairopt.formulation.inputs import Bounds, as_constraints
 from fairopt.formulation.objectives import Objective, check_objective
 from fairopt.formulation.program import formulate_around
 from fairopt.formulation.samples import GroupCounts, Groups
-from fairopt.layer.stream import check_stream, is_for_stream
 from fairopt.notions.catalogue import Constraint
-from fairopt.online.module import OnlineParity
-from fairopt.online.reading import forecasts
 from fairopt.programs.solution import Solution
 from fairopt.solving.autograd import solve_detached
 from fairopt.solving.elastic import solve_elastic
+
+if TYPE_CHECKING:
+    from fairopt.online.module import OnlineParity
 
 
 class FairnessLayer(nn.Module):
@@ -112,7 +112,10 @@ class FairnessLayer(nn.Module):
         self.smoothing = smoothing
         self.classes = classes
         self.elastic = check_elastic(elastic, objective, classes)
-        check_stream(online, minimum_batch, self.constraints, bounds, objective, classes)
+        if online is not None or minimum_batch is not None:
+            from fairopt.layer.stream import check_stream
+
+            check_stream(online, minimum_batch, self.constraints, bounds, objective, classes)
         self.online = online
         self.minimum_batch = minimum_batch
         self.last = None
@@ -141,13 +144,17 @@ class FairnessLayer(nn.Module):
         minimum_batch: int,
     ) -> Tensor:
         """Eval mode with a stream."""
+        from fairopt.layer import stream  # Layers without one do not import it.
+
         online = self.online
         assert online is not None
         solution: Solution | None = None
-        if is_for_stream(scores, minimum_batch):
+        if stream.is_for_stream(scores, minimum_batch):
             x: Tensor = online(scores, groups, targets, weights=weights)
         else:
-            known = forecasts(self.constraints, scores, groups) if targets is None else targets
+            known = (
+                stream.forecasts(self.constraints, scores, groups) if targets is None else targets
+            )
             x, solution = self._project(scores, groups, known, weights)
             online.count(x, groups, targets, scores=scores, weights=weights)
         self.__dict__["last"] = solution

@@ -10,6 +10,7 @@ from fairopt.errors import ProblemError, whole_number
 from fairopt.formulation.inputs import Bounds, as_batch, both, wide
 from fairopt.notions.catalogue import Constraint
 from fairopt.online.module import OnlineParity, described, numbers
+from fairopt.online.reading import forecasts as forecasts
 
 
 def check_stream(

@@ -15,6 +15,7 @@ from fairopt import backends
 from fairopt.backends import Backend
 from fairopt.errors import (
     BackendNotFoundError,
+    Conflict,
     ConvergenceError,
     FairoptError,
     InfeasibleError,
@@ -23,14 +24,11 @@ from fairopt.errors import (
     UnboundedError,
     UnsupportedProblemError,
 )
+from fairopt.optimality.certificates import proof_support
 from fairopt.optimality.derivative import gradients
 from fairopt.programs.problem import LP, QP, Problem
 from fairopt.programs.solution import Solution, Status
-from fairopt.solving.conflicts import explain
-from fairopt.tolerances import ROW_PRECISION
-
-# How far from optimal, in our other residuals, an answer may be.
-OPTIMALITY = {torch.float64: 1e-6, torch.float32: 1e-4}
+from fairopt.tolerances import OPTIMALITY, ROW_PRECISION
 
 
 def solve(
@@ -251,19 +249,24 @@ def failure(backend: str, solution: Solution) -> FairoptError:
     if status is Status.UNBOUNDED:
         return UnboundedError(message, batch=index, solution=solution)
     if status is Status.INFEASIBLE:
-        share = solution.row_dual[index].abs()
-        top = float(share.max()) if len(share) else 0.0
-        found = tuple((share > 1e-9 * top).nonzero().squeeze(-1).tolist())
+        found = tuple(proof_support(solution.row_dual[index]).nonzero().squeeze(-1).tolist())
         return InfeasibleError(
             message,
             batch=index,
             rows=tuple(solution.problem.row_name(r) for r in found),
             solution=solution,
-            explain=partial(explain, solution.problem, index, found, attempt),
+            explain=partial(conflict, solution.problem, index, found),
         )
     one = {k: f"{float(v[index]):.1e}" for k, v in vars(solution.residuals).items()}
     shown = ", ".join(f"{k} {v}" for k, v in one.items())
     return ConvergenceError(f"{message} ({shown})", batch=index, solution=solution)
+
+
+def conflict(problem: Problem, index: int, proof: tuple[int, ...]) -> Conflict | None:
+    """``conflicts.explain``, imported when someone asks."""
+    from fairopt.solving.conflicts import explain
+
+    return explain(problem, index, proof, attempt)
 
 
 @dataclass

@@ -21,10 +21,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from fairopt.optimality.certificates import proof_support
 from fairopt.programs.problem import LP, QP, Problem
 from fairopt.programs.rows.dense import DenseRows
 from fairopt.programs.solution import Solution, Status
 from fairopt.programs.tensors import unchecked
+from fairopt.tolerances import DUALITY_GAP, REDUCED_COST, SETTLED
 
 # A solver of strictly convex QPs with diagonal P and dense rows, on the CPU, in float64.
 Project: TypeAlias = Callable[[QP], Solution]
@@ -32,8 +34,6 @@ Project: TypeAlias = Callable[[QP], Solution]
 ROUNDS = 60  # proximal steps; two or three are the rule
 FEW_ROWS, FEW_ENTRIES = 12, 20_000  # rows, and entries of all, that are taken at once
 LONGEST = 1e9  # of a step's weight on the cost
-SETTLED = 1e-12  # change of x over the weight of the step: what the reduced costs are known to
-GAP = 1e-13  # between the objective and its bound by duality, in units of the problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,31 +143,30 @@ def linear_optimum(problem: LP, project: Project, start: Tensor) -> Optimum:
         found = project(
             points(rows.matrix, problem.l, problem.u, problem.lb, problem.ub, x - t * c)
         )
-        impossible = told(found, Status.INFEASIBLE)
-        good = told(found, Status.SOLVED) & ~solved
+        impossible = with_status(found, Status.INFEASIBLE)
+        good = with_status(found, Status.SOLVED) & ~solved
         new = torch.where(good.unsqueeze(-1), found.x.double(), x)
         y = torch.where(good.unsqueeze(-1), found.row_dual / t, y)
         moved = (new - x).abs().amax(-1) / t
         x = new
         value, bound = (c * x).sum(-1), dual_bound(problem, x, y)
         size = value.abs() + (c * x).abs().sum(-1)
-        solved = solved | (good & (moved <= SETTLED) & (value - bound <= GAP * (1 + size)))
+        solved = solved | (good & (moved <= SETTLED) & (value - bound <= DUALITY_GAP * (1 + size)))
         if bool((solved | impossible).all()):
             break
         t = min(3 * t, LONGEST)
     return Optimum(x, y, value, bound, solved, impossible)
 
 
-def told(solution: Solution, status: Status) -> Tensor:
+def with_status(solution: Solution, status: Status) -> Tensor:
     """Which problems of the batch have this status: ``(B,)``, bool."""
     return torch.tensor([s is status for s in solution.status])
 
 
 def proof_rows(solution: Solution) -> Tensor:
     """Which rows have a part in the proof that some problem has no solution: ``(m,)``, bool."""
-    share = solution.row_dual.abs()
-    part = share > 1e-9 * share.amax(-1, keepdim=True)
-    return (part & told(solution, Status.INFEASIBLE).unsqueeze(-1)).any(0)
+    part = proof_support(solution.row_dual)
+    return (part & with_status(solution, Status.INFEASIBLE).unsqueeze(-1)).any(0)
 
 
 def dual_bound(problem: LP, x: Tensor, y: Tensor) -> Tensor:
@@ -180,8 +179,9 @@ def dual_bound(problem: LP, x: Tensor, y: Tensor) -> Tensor:
     d = problem.c + problem.rows.transpose_apply(y)
     size = problem.c.abs() + problem.rows.absolute().transpose_apply(y.abs())
     end = torch.where(d > 0, problem.lb, problem.ub)
-    # Beside multipliers near 1 those of rows that carry nothing are rounding themselves.
-    rounding = d.abs() <= torch.maximum(1e-11 * size, 1e-13 * size.amax(-1, keepdim=True))
+    # Beside multipliers near 1 those of rows that hold without them are rounding themselves.
+    of_terms, of_largest = REDUCED_COST
+    rounding = d.abs() <= torch.maximum(of_terms * size, of_largest * size.amax(-1, keepdim=True))
     end = torch.where(torch.isinf(end) & rounding, x, end)
     least = torch.where(d == 0, 0.0, d * end).sum(-1)
     side = torch.where(y > 0, problem.u, problem.l)

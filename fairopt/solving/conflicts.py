@@ -41,8 +41,9 @@ from fairopt.solving.cell_means import (
     points,
     proof_rows,
     reach,
-    told,
+    with_status,
 )
+from fairopt.tolerances import ENOUGH
 
 # Sets of rows to try at most, and how much of A times sets: 4095 sets are all those of 12 rows.
 MOST_SETS = 4095
@@ -50,8 +51,8 @@ MOST_WORK = 4e8
 AT_ONCE = 4e6  # numbers in one batch of sets
 # Dense rows of more entries than this are not looked into: the answer would cost more than it says.
 MOST_ENTRIES = 5e7
-# Rounds in which rows are added, and by how much more than the least all rows may need.
-ROUNDS, ENOUGH = 30, 1e-9
+# Rounds in which rows are added.
+ROUNDS = 30
 
 
 def explain(
@@ -130,7 +131,7 @@ class Sets:
                     self.near.expand(len(some), -1),
                 )
             )
-            answers += told(found, Status.INFEASIBLE).tolist()
+            answers += with_status(found, Status.INFEASIBLE).tolist()
         return answers
 
 

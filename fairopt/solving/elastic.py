@@ -46,6 +46,7 @@ from torch import Tensor
 
 from fairopt.backends import Backend
 from fairopt.errors import ConvergenceError, InfeasibleError, UnsupportedProblemError
+from fairopt.optimality.certificates import dual_value
 from fairopt.programs.problem import LP, QP, Problem
 from fairopt.programs.rows.dense import DenseRows
 from fairopt.programs.solution import RowValues, Solution, Status
@@ -58,20 +59,19 @@ from fairopt.solving.cell_means import (
     points,
     proof_rows,
     reach,
-    told,
+    with_status,
 )
 from fairopt.solving.conflicts import is_small
-from fairopt.tolerances import ROW_PRECISION
+from fairopt.tolerances import (
+    AT_LIMIT,
+    EXCEEDED,
+    IS_VIOLATED,
+    LEAST_VIOLATION,
+    NO_VIOLATION,
+    ROW_PRECISION,
+)
 
-# A multiplier within this share of its limit is that limit but for rounding.
-ROUNDING = 1e-9
-# One that is this small beside the others, on rows of unit length, is zero; so is a sum of terms
-# that are this much larger.
-NOTHING = 1e-8
-# How far V may be from its lower bound, relative to it.
-CERTIFIED = 1e-8
 ROUNDS = 30  # in which rows are added
-MISSED = 1e-11  # relative excess that is not rounding
 
 
 def solve_elastic(
@@ -159,16 +159,8 @@ def are_infeasible(problem: Problem) -> bool:
     if not is_small(problem.rows):
         return False
     z, found = least_violation(problem, attempt)
-    return bool((found & (dual_value(problem, z) > proof_limit(problem, z))).all())
-
-
-def proof_limit(problem: Problem, z: Tensor) -> Tensor:
-    """How large D(z) may be but for rounding: ``(B,)``."""
-    side = torch.where(z > 0, problem.u, problem.l).double()
-    t = push(problem, z)
-    end = torch.where(t > 0, problem.lb, problem.ub).double()
-    size = torch.where(t == 0, 0.0, t * end).abs().sum(-1)
-    return 1e-9 * (size + torch.where(z == 0, 0.0, z * side).abs().sum(-1))
+    least, size = dual_value(problem, z, push(problem, z))
+    return bool((found & (least > IS_VIOLATED * size)).all())
 
 
 def uncertain(index: int) -> ConvergenceError:
@@ -197,9 +189,9 @@ def least_violation(problem: Problem, project: Project) -> tuple[Tensor, Tensor]
             left = confined(every, z)
             assert isinstance(left, QP)
             answer = project(left)
-            solved = told(answer, Status.SOLVED)
+            solved = with_status(answer, Status.SOLVED)
             # Rows that nothing moves any more were not asked to hold.
-            missed = RowValues.at(every, answer.x).relative > MISSED
+            missed = RowValues.at(every, answer.x).relative > EXCEEDED
             missed = missed & solved.unsqueeze(-1) & ~rows
             found = solved & ~missed.any(-1)
             more = (proof_rows(answer) & ~rows) | missed.any(0)
@@ -240,8 +232,8 @@ def priced(small: Reach, project: Project) -> tuple[Tensor, Tensor]:
     )  # fmt: skip
     size = found.y.abs()
     z = (found.y / price).clamp(-1, 1)
-    z = torch.where(size <= NOTHING * size.amax(-1, keepdim=True), 0.0, z)
-    z = torch.where(z.abs() >= 1 - ROUNDING, z.sign(), z)
+    z = torch.where(size <= NO_VIOLATION * size.amax(-1, keepdim=True), 0.0, z)
+    z = torch.where(z.abs() >= 1 - AT_LIMIT, z.sign(), z)
     return z, found.solved
 
 
@@ -250,7 +242,8 @@ def push(problem: Problem, z: Tensor) -> Tensor:
     t = problem.rows.transpose_apply(z)
     size = problem.rows.absolute().transpose_apply(z.abs())
     end = torch.where(t > 0, problem.lb, problem.ub)
-    limit = torch.where(torch.isinf(end), 1e2 * NOTHING, NOTHING)  # no one is held at infinity
+    # Nothing is held at infinity.
+    limit = torch.where(torch.isinf(end), 1e2 * NO_VIOLATION, NO_VIOLATION)
     return torch.where(t.abs() <= limit * size, 0.0, t)
 
 
@@ -277,21 +270,12 @@ def confined(problem: Problem, z: Tensor) -> Problem:
 
 def checked(problem: Problem, z: Tensor, x: Tensor, numbers: Tensor) -> None:
     """Raise unless V(x) is D(z) but for rounding."""
-    least = dual_value(problem, z)
+    least, _ = dual_value(problem, z, push(problem, z))
     rows = RowValues.at(problem, x)
     total = rows.excess.sum(-1)
-    good = total - least <= CERTIFIED * total + ROW_PRECISION[x.dtype] * rows.scale.sum(-1)
+    good = total - least <= LEAST_VIOLATION * total + ROW_PRECISION[x.dtype] * rows.scale.sum(-1)
     if not bool(good.all()):
         raise uncertain(int(numbers[int((~good).nonzero()[0])]))
-
-
-def dual_value(problem: Problem, z: Tensor) -> Tensor:
-    """D(z), ``(B,)``: no point within the bounds has a smaller total violation."""
-    t = push(problem, z)
-    end = torch.where(t > 0, problem.lb, problem.ub).double()
-    side = torch.where(z > 0, problem.u, problem.l).double()
-    least = torch.where(t == 0, 0.0, t * end).sum(-1)
-    return least - torch.where(z == 0, 0.0, z * side).sum(-1)
 
 
 def penalty_multipliers(solution: Solution, z: Tensor) -> Tensor:

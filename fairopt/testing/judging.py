@@ -14,10 +14,9 @@ from fairopt.backends import Backend
 from fairopt.errors import UnsupportedProblemError
 from fairopt.programs.problem import Problem
 from fairopt.programs.solution import Solution, Status
-from fairopt.solving.autograd import OPTIMALITY
 from fairopt.testing.failing import Failing
 from fairopt.testing.known import Known, Recipe, draw
-from fairopt.tolerances import AGREEMENT, ROW_PRECISION
+from fairopt.tolerances import AGREEMENT, OPTIMALITY, ROW_PRECISION
 
 
 def fail(message: str) -> NoReturn:

@@ -146,7 +146,6 @@ class Numba(Backend):
         step, v = empty(g.shape, fixed.dtype)
         workers = self.workers(batch, n)
         given = data.q, fixed.metric, data.cell, T, g
-        equality = fixed.l == fixed.u
         if workers == 1:
             nu = np.empty_like(y)
             outcome = adjoint(*fixed.rows, y, tight, *given, v, nu)
@@ -156,7 +155,7 @@ class Numba(Backend):
         else:
             shares = [Shares(data, b, workers, T.shape[-1]) for b in range(batch)]
             reach = [reach_of(fixed.C[b], y[b]) for b in range(batch)]
-            looked = (y != 0) | equality | (tight != 0)
+            looked = (y != 0) | (fixed.l == fixed.u) | (tight != 0)
             open_ = any(
                 is_open(fixed.C[b], looked[b], *data.samples(b), *T[b], reach[b])
                 for b in range(batch)
@@ -173,7 +172,7 @@ class Numba(Backend):
         coefficient = torch.from_numpy(fixed.C)
         s, h = torch.from_numpy(sums).unbind(1)
         N, c = cell_factor(coefficient, h, s)
-        least = least_norm(N * active_rows(N, y, equality, tight).unsqueeze(-1), c)
+        least = least_norm(N * active_rows(N, y, fixed.l == fixed.u, tight).unsqueeze(-1), c)
         change = (least.unsqueeze(-2) @ coefficient).squeeze(-2).numpy()
         if workers == 1:
             batch_write(fixed.C, y, *given, change, v)
