@@ -30,7 +30,6 @@ from bench.harness import RESULTS, Report, Spread, arguments
 from bench.hindsight import least_change, least_change_blind
 from fairopt import DemographicParity, EqualizedOdds, MeanResidual, OnlineParity, project
 from fairopt.online.module import Feedback
-from fairopt.online.state import NOT_SHARED
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from streams import (
@@ -197,7 +196,7 @@ def workers(report: Report, count: int, every: int, shares: bool, orders: int) -
                     change += float((x - s[turn]).square().sum())
             meet(streams)
             for stream in streams if not shares else ():
-                stream._state.others = NOT_SHARED
+                stream._state.others = None
                 stream._commit(stream._state)
             row = streams[0].report().rows[0]
             if streams[0].report().samples >= 2000:

@@ -76,7 +76,7 @@ class Statistics(NamedTuple):
     Attributes:
         others: ``(2 Q + 1, K)``, what of the sums other workers steer by, first as ``combined`` has
             them, then only those of known targets; below them, in the first column, its samples;
-            of no length where the stream is not shared.
+            ``None`` where the stream is not shared.
     """
 
     sums: Floats
@@ -85,7 +85,7 @@ class Statistics(NamedTuple):
     totals: Integers
     extent: Floats
     rows: Floats
-    others: Floats
+    others: Floats | None
 
 
 class Arrays(NamedTuple):

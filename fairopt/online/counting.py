@@ -25,7 +25,7 @@ class Opened:
         self.rows: Rows = compiled.empty_rows(m, F, K)
         self.A = np.empty((m, n))
         compiled.open_batch(
-            samples, 0, n, state.statistics(), arrays, np.empty(state.sums.shape[1:]),
+            samples, 0, n, state.statistics(), state.others, arrays, np.empty(state.sums.shape[1:]),
             np.empty(len(arrays.sets) + 1), self.rows,
         )  # fmt: skip
         compiled.loadings(self.rows.C, samples, 0, n, self.A)

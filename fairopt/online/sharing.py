@@ -40,7 +40,7 @@ from fairopt.kernels.stream_records import (
 from fairopt.notions.catalogue import Constraint
 from fairopt.online.layout import Layout, Programme, programme
 from fairopt.online.packing import packed, unpacked
-from fairopt.online.state import ARRAYS, NOT_SHARED, State, kernels
+from fairopt.online.state import ARRAYS, State, kernels
 
 Constraints = tuple[Constraint, ...]
 
@@ -77,7 +77,7 @@ class Common:
 
     def divide(self, state: State) -> None:
         """Let a state, of which this is part, steer by one of equal shares of it."""
-        state.others = NOT_SHARED
+        state.others = None
         if self.workers == 1 or state.programme is None or self.state.programme is None:
             return
         there, left = self.state.moved(state.programme), (self.workers - 1) / self.workers

@@ -46,7 +46,6 @@ ARRAYS = {
     "paper": (np.float64, ("four",)),
 }
 EXTRAS = ("common", "history")  # bytes that are saved where there is something to save
-NOT_SHARED = np.zeros((0, 0))
 
 
 @lru_cache(maxsize=1)
@@ -72,7 +71,7 @@ class State:
         paper: float64, the state of feedback="batch": [multiplier, its largest value, sum over
             batches of size times gap, in two parts].
         others: float64 ``(2 Q + 1, K)``, what of the sums other workers steer by, as
-            ``Statistics`` has it; of no length where the stream is not shared.
+            ``Statistics`` has it; ``None`` where the stream is not shared.
     """
 
     __slots__ = (*ARRAYS, "others", "programme")
@@ -85,7 +84,7 @@ class State:
     extent: Floats
     rows: Floats
     paper: Floats
-    others: Floats
+    others: Floats | None
 
     def __init__(self, programme: Programme | None = None) -> None:
         self.programme = programme
@@ -93,7 +92,7 @@ class State:
         for name, (kind, shape) in ARRAYS.items():
             setattr(self, name, np.zeros([sizes[s] for s in shape], kind))
         self.extent[:] = math.inf, -math.inf
-        self.others = NOT_SHARED
+        self.others = None
 
     def sizes(self) -> dict[str, int]:
         made = self.programme
@@ -107,7 +106,7 @@ class State:
         """Apart from the original."""
         new = State.__new__(State)
         new.programme = self.programme
-        new.others = self.others.copy()
+        new.others = None if self.others is None else self.others.copy()
         for name in ARRAYS:
             setattr(new, name, getattr(self, name).copy())
         return new
@@ -122,7 +121,7 @@ class State:
             for name in ("sums", "pending"):
                 kernels().merge_sums(getattr(new, name), getattr(self, name), place)
             new.counts[place] = self.counts
-            if self.shared:
+            if self.others is not None:
                 new.others = np.zeros((len(self.others), new.sums.shape[2]))
                 new.others[:-1, place] = self.others[:-1]
                 new.others[-1, 0] = self.others[-1, 0]
@@ -160,7 +159,7 @@ class State:
     @property
     def shared(self) -> bool:
         """Whether other workers steer by a part of the sums."""
-        return len(self.others) > 0
+        return self.others is not None
 
     def statistics(self) -> Statistics:
         """The numbers as kernels take them, in the same memory."""

@@ -154,12 +154,11 @@ def values(now, found):
 
 
 @compiled(inline="always")
-def variances(state, mean_weight, variance):
+def variances(sums, others, mean_weight, variance):
     """Variance of predictions (residuals, where there are targets) within each cell.
 
     A cell of few samples says little of its own: each counts two more, of the mean variance.
     """
-    sums, others = state.sums, state.others
     Q = sums.shape[1]
     total = 0.0
     mass = 0.0
@@ -167,7 +166,7 @@ def variances(state, mean_weight, variance):
         w = sums[0, MASS, k]
         d = sums[0, VALUE, k] - sums[0, TARGETS, k]
         square = sums[0, SQUARE, k]
-        if len(others) > 0:
+        if others is not None:
             w = max(0.0, w - others[Q + MASS, k])
             d -= others[Q + VALUE, k] - others[Q + TARGETS, k]
             square -= others[Q + SQUARE, k]
@@ -180,19 +179,20 @@ def variances(state, mean_weight, variance):
     mean = total / mass if mass > 0.0 else 0.0
     for k in range(sums.shape[2]):
         w = sums[0, MASS, k]
-        if len(others) > 0:
+        if others is not None:
             w = max(0.0, w - others[Q + MASS, k])
         variance[k] = (variance[k] + few * mean) / (w + few)
 
 
 @compiled(inline="always")
-def open_batch(samples, first, last, state, arrays, now, mass, found):
+def open_batch(samples, first, last, state, others, arrays, now, mass, found):
     """What is known of the pooled rows before samples first <= i < last have their predictions.
 
     Their masses, targets and attributes count already, their predictions do not: the value of row
     r will be found.value[r] + sum over the batch of w_i a_ri x_i.
 
     Args:
+        others: those of ``state``, apart, so that without any nothing is compiled for them.
         now, mass, found: as for ``evaluate``, written.
 
     Returns:
@@ -204,11 +204,11 @@ def open_batch(samples, first, last, state, arrays, now, mass, found):
     K, F = now.shape[1], v.shape[1]
     combined(state.sums, state.pending, now)
     elsewhere = 0.0
-    if len(state.others) > 0:
-        elsewhere = state.others[len(state.others) - 1, 0]
+    if others is not None:
+        elsewhere = others[len(others) - 1, 0]
         for q in range(len(now)):
             for k in range(K):
-                now[q, k] -= state.others[q, k]
+                now[q, k] -= others[q, k]
     for i in range(first, last):
         w = weight[i] if len(weight) > 1 else weight[0]
         for k in range(K) if len(chances) > 0 else range(cell[i], cell[i] + 1):

@@ -48,7 +48,7 @@ from fairopt.tolerances import MOST
 
 
 @compiled(inline="always")
-def prices(state, settings, room, count, width, mean_weight):
+def prices(state, others, settings, room, count, width, mean_weight):
     """Sides with their margins, prices, and what the memory moves: the pooled feedback's numbers.
 
     Each row has two prices: number r is that beyond its aim, number m + r that beyond its sides.
@@ -58,7 +58,7 @@ def prices(state, settings, room, count, width, mean_weight):
         count: samples, also those of other workers, the batch included.
     """
     now, found, variance, y = room.now, room.rows, room.variance, room.dual
-    C, others = found.C, state.others
+    C = found.C
     base, l, u = room.problem.base, room.problem.l, room.problem.u
     kappa, offset = room.problem.kappa, room.problem.offset
     m = len(C)
@@ -87,7 +87,7 @@ def prices(state, settings, room, count, width, mean_weight):
                 each += c * c * now[base_f + OF_V_V, k] + 2.0 * a * c * now[base_f + OF_V, k]
             if each > 0.0:
                 awaited = state.pending[0, MASS, k]
-                if len(others) > 0:
+                if others is not None:
                     awaited -= others[MASS, k] - others[now.shape[0] + MASS, k]
                 share = room.awaits * min(max(awaited, 0.0) / now[MASS, k], 1.0)
                 noise += each * variance[k]
@@ -219,11 +219,11 @@ def serve(samples, state, arrays, settings, size, single, out):
         np.empty((state.sums.shape[1], K)), np.empty(len(arrays.sets) + 1), np.empty(K),
         empty_rows(m, F, K), problem, both[5], workspace(2 * m, columns), awaits,
     )  # fmt: skip
-    steps(samples, state, arrays, settings, size, single, room, out)
+    steps(samples, state, state.others, arrays, settings, size, single, room, out)
 
 
 @compiled(_nrt=False)
-def steps(samples, state, arrays, settings, size, single, room, out):
+def steps(samples, state, others, arrays, settings, size, single, room, out):
     """The batches of ``stream``, in arrays that it has made.
 
     Without Numba's reference counts, which took as long as the feedback itself. Hence nothing that
@@ -236,15 +236,15 @@ def steps(samples, state, arrays, settings, size, single, room, out):
     for first in range(0, n, size):
         last = min(first + size, n)
         mean_weight = open_batch(
-            samples, first, last, state, arrays, room.now, room.mass, room.rows
+            samples, first, last, state, others, arrays, room.now, room.mass, room.rows
         )  # fmt: skip
         widen(state.extent, samples.scores, first, last)
         width = settings.range
         if not width < math.inf:
             width = state.extent[GREATEST] - state.extent[LEAST]
-        variances(state, mean_weight, room.variance)
+        variances(state.sums, others, mean_weight, room.variance)
         count = state.totals[SAMPLES] + state.totals[PENDING] + last - first
-        prices(state, settings, room, count, width, mean_weight)
+        prices(state, others, settings, room, count, width, mean_weight)
         columns = K
         if soft:
             loadings(C, samples, first, last, A)
