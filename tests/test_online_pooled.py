@@ -24,6 +24,8 @@ from fairopt import (
     solve,
 )
 from fairopt.kernels import stream as kernels
+from fairopt.kernels.stream.projection import descend
+from fairopt.kernels.stream_records import Problem
 
 ORDERS = 20
 BATCHES = (1, 2, 4, 8, 16, 64, 256)
@@ -275,9 +277,8 @@ def test_the_projection_of_a_batch_is_optimal(seed, m, K, n, scale, dependent):
     kappa = scale * rng.uniform(0.5, 2.0, m)
     offset = rng.standard_normal(m)
     x, y = np.empty(n), np.zeros(m)
-    kernels.project(
-        s, w, cell, 0, n, A, K, base, l, u, kappa, offset, 0.0, 1.0, x, y, *kernels.workspace(m, K)
-    )
+    problem = Problem(s, w, cell, A, base, l, u, kappa, offset, 0.0, 1.0)
+    kernels.project(problem, 0, n, K, x, y, kernels.workspace(m, K))
     assert x.min() >= 0 and x.max() <= 1
     # y is the derivative of the price at x, and x minimises the Lagrangian: optimality, exactly.
     v = base + offset + (A[:, cell] * w) @ x
@@ -313,11 +314,9 @@ def test_the_slow_way_finds_the_same():
         base, kappa = rng.standard_normal(m), rng.uniform(0.5, 5.0, m)
         l, u = np.full(m, -0.1), np.full(m, 0.1)
         found = []
-        for solver in (kernels.project, kernels.descend):
+        problem = Problem(s, np.ones(1), cell, A, base, l, u, kappa, np.zeros(m), 0.0, 1.0)
+        for solver in (kernels.project, descend):
             x, y = np.empty(n), np.zeros(m)
-            solver(
-                s, np.ones(1), cell, 0, n, A, K, base, l, u, kappa, np.zeros(m), 0.0, 1.0, x, y,
-                *kernels.workspace(m, K),
-            )  # fmt: skip
+            solver(problem, 0, n, K, x, y, kernels.workspace(m, K))
             found.append(x)
         assert np.abs(found[0] - found[1]).max() < 1e-9

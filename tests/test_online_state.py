@@ -282,7 +282,7 @@ def test_a_share_is_steered_like_a_stream(notion, workers, feedback, monkeypatch
 
     But for how early it is, which the samples of all say.
     """
-    monkeypatch.setattr("fairopt.online.module.EARLY", 0.0)
+    monkeypatch.setattr("fairopt.online.feedback.pooled.Method.early", 0.0)
     alone, *streams = (made(notion, feedback=feedback) for _ in range(workers + 1))
     for turn in range(4):
         scores, codes = drawn(seed=turn, groups=3 if turn > 1 else 2)
