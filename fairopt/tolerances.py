@@ -38,9 +38,6 @@ ZERO_MULTIPLIER = 1e-9
 ACTIVE_SET_ROUNDING = 10.0
 # The violation that an active-set solve for multipliers may leave, relative to the multipliers.
 ACTIVE_SET = 1e-13
-# A change of a multiplier along a step of the active-set method, relative to the step, below which
-# it does not change.
-NO_CHANGE = 1e-12
 # An inequality on multipliers that is shorter than this share of the longest says nothing.
 NO_ROW = 1e-12
 

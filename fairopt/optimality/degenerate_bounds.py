@@ -41,7 +41,7 @@ multiplier (y, w) all others are y + B c, so with y + B c = (y - B B^T y) + B e 
 
     min |e|^2 / 2   with the signs of y + B c and of w - A^T B c at the tight bounds:
 
-a projection of 0 onto G e <= h, by the dual active-set method of Goldfarb and Idnani (1983). The
+a projection of 0 onto G e <= h, by the dual active-set method of ``kernels.active_set``. The
 samples of a cell at one side share a row of G, the one with the least room.
 """
 
@@ -58,15 +58,7 @@ from torch import Tensor
 
 from fairopt.programs.problem import QP
 from fairopt.programs.rows.base import Rows
-from fairopt.tolerances import (
-    ACTIVE_SET,
-    ACTIVE_SET_ROUNDING,
-    DEPENDENT,
-    NO_CHANGE,
-    NO_ROW,
-    RANK,
-    ZERO_MULTIPLIER,
-)
+from fairopt.tolerances import ACTIVE_SET, ACTIVE_SET_ROUNDING, NO_ROW, RANK, ZERO_MULTIPLIER
 
 Array = NDArray[np.float64]
 
@@ -232,41 +224,16 @@ def bound_rows(
 
 
 def nearest(G: Array, h: Array, tolerance: float) -> Array:
-    """The e closest to 0 with G e <= h, rows of G of unit length: Goldfarb and Idnani's method.
+    """The e closest to 0 with G e <= h, rows of G of unit length: a model of a Newton step.
 
     A row that contradicts the others is feasible but for rounding, and left out.
     """
-    e = np.zeros(G.shape[1])
-    active: list[int] = []
-    push = np.zeros(0)
-    open_ = np.ones(len(G), bool)
-    for _ in range(20 * (len(G) + 1)):
-        over = np.where(open_, G @ e - h, -np.inf)
-        over[active] = -np.inf
-        if not len(over) or (worst := int(over.argmax())) < 0 or over[worst] <= tolerance:
-            break
-        added = 0.0
-        while True:
-            share = np.linalg.lstsq(G[active].T, G[worst], rcond=None)[0]
-            step = share @ G[active] - G[worst]
-            square = float(step @ step)
-            full = float(G[worst] @ e - h[worst]) / square if square > DEPENDENT**2 else np.inf
-            falling = np.where(
-                share > NO_CHANGE, push / np.where(share > NO_CHANGE, share, 1.0), np.inf
-            )
-            first = int(falling.argmin()) if len(falling) else -1
-            length = min(full, falling[first] if first >= 0 else np.inf)
-            if not np.isfinite(length):
-                open_[worst] = False
-                break
-            if np.isfinite(full):
-                e = e + length * step
-            push, added = push - length * share, added + length
-            if length == full:
-                active, push = [*active, worst], np.append(push, added)
-                break
-            del active[first]
-            push = np.delete(push, first)
+    from fairopt.kernels.active_set import solve_model  # and Numba
+    from fairopt.kernels.state import FLOOR, LENGTH, OF_ROW
+
+    rows, e = np.zeros((OF_ROW, len(h))), np.zeros(G.shape[1])
+    rows[FLOOR], rows[LENGTH] = tolerance, 1.0
+    solve_model(np.ascontiguousarray(G), np.full(len(h), -np.inf), h, rows, e, None)
     return e
 
 
