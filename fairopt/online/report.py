@@ -147,7 +147,7 @@ def report_of(state: State, feedback: str, paper: tuple[float, float]) -> Online
         if mass > 0.0:
             count = float(state.counts[k]) if certain else mass
             groups.append(GroupReport(label, count, mass, float(now[1, k] / mass)))
-    rows, skipped = [], [f"{name}: only one group" for name in made.rows.alone]
+    rows, skipped = [], list(made.rows.uncompared)
     for r, name in enumerate(made.rows.names):
         here, _, low, high, _, count, _ = map(float, found[r])
         if not here:
@@ -156,7 +156,7 @@ def report_of(state: State, feedback: str, paper: tuple[float, float]) -> Online
         v = float(value[r])
         multiplier, memory, _, away = map(float, state.rows[r])
         bound = math.inf if pending or shared else abs(away)
-        owner = type(made.rows.constraints[made.rows.owners[r]]).__name__
+        owner = type(made.rows.plan.constraints[made.rows.owners[r]]).__name__
         excess = max(0.0, low - v, v - high)
         bound = math.nan if feedback == "batch" else bound
         rows.append(RowReport(name, owner, v, low, high, excess, multiplier, memory, count, bound))
