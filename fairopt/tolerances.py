@@ -19,6 +19,10 @@ OPTIMALITY = {torch.float64: 1e-6, torch.float32: 1e-4}
 # Zero but for rounding
 # ---------------------------------------------------------------------------------------------
 
+# A sum below this share of the size of what was added up is zero: some terms, each rounded once.
+ROUNDING_OF_SUM = 4e-15
+# How far from 1 chances that sum to 1 may be: they come in float32, too. Half precision needs more.
+CHANCES = 1e-6
 # Added to the scale of a row, so that nothing is divided by zero; far below any data.
 TINY = 1e-200
 # Numbers that are squared and summed without end, and their weights, must not overflow.

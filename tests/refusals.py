@@ -30,13 +30,20 @@ def refused(
     error: type[FairoptError] = ProblemError,
     **options: Any,
 ) -> FairoptError:
-    """The layer refuses the input with this message, and keeps what it knew; so does project."""
-    layer = FairnessLayer(constraints, bounds=bounds, **options)
-    before = object()
-    layer.__dict__["last"] = before
+    """The layer refuses the input with this message, and keeps what it knew; so does project.
+
+    An option that no call could take is refused when the layer is made.
+    """
+    before, made = object(), []
+
+    def call() -> None:
+        made.append(FairnessLayer(constraints, bounds=bounds, **options))
+        made[0].__dict__["last"] = before
+        made[0](scores, groups, targets, weights=weights)
+
     with pytest.raises(error, match=match) as caught:
-        layer(scores, groups, targets, weights=weights)
-    assert layer.last is before
+        call()
+    assert all(layer.last is before for layer in made)
     with pytest.raises(error, match=match):
         project(scores, groups, constraints, targets, bounds=bounds, weights=weights, **options)
     return caught.value

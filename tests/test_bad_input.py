@@ -301,9 +301,9 @@ def test_a_declared_count_of_an_unknown_attribute_is_refused() -> None:
 
 @pytest.mark.parametrize("count", [0, -1, 2.0, NAN, True, "2", torch.tensor(2), [2]], ids=repr)
 def test_counts_that_are_no_counts(count: Any) -> None:
-    match = r"group_counts: expected a whole number of at least 1 for 'group', got "
-    refused(match, group_counts=count)
-    refused(match, group_counts={"group": count})
+    match = "group_counts: expected a whole number of at least 1"
+    refused(f"{match}, or a mapping of attribute name to such, got", group_counts=count)
+    refused(f"{match} for 'group', got", group_counts={"group": count})
 
 
 def test_an_unknown_way_with_missing_groups() -> None:

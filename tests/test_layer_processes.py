@@ -206,7 +206,7 @@ def test_large_scores_are_the_same(monkeypatch: pytest.MonkeyPatch, dtype: torch
     found = []
     for large, small in ((10**9, 10**9), (0, 0)):
         monkeypatch.setattr("fairopt.kernels.memory.LARGE", large)
-        monkeypatch.setattr(sys.modules["fairopt.formulation.samples"], "SMALL", small)
+        monkeypatch.setattr(sys.modules["fairopt.formulation.inputs"], "SMALL", small)
         leaf = SCORES.to(dtype).clone().requires_grad_()
         fair = parity()(leaf, GROUPS)
         fair.backward(torch.arange(N, dtype=dtype))
@@ -219,7 +219,7 @@ def test_large_scores_are_the_same(monkeypatch: pytest.MonkeyPatch, dtype: torch
 def test_scores_that_are_not_finite_are_found(
     monkeypatch: pytest.MonkeyPatch, small: int, value: float
 ) -> None:
-    monkeypatch.setattr(sys.modules["fairopt.formulation.samples"], "SMALL", small)
+    monkeypatch.setattr(sys.modules["fairopt.formulation.inputs"], "SMALL", small)
     for at in (0, 7, N - 1):
         scores = SCORES.clone()
         scores[at] = value
@@ -232,7 +232,7 @@ def test_scores_that_are_not_finite_are_found(
 def test_codes_of_every_width(
     monkeypatch: pytest.MonkeyPatch, small: int, code: torch.dtype
 ) -> None:
-    monkeypatch.setattr(sys.modules["fairopt.formulation.samples"], "SMALL", small)
+    monkeypatch.setattr(sys.modules["fairopt.formulation.inputs"], "SMALL", small)
     want = parity()(SCORES, GROUPS)
     assert torch.equal(parity()(SCORES, GROUPS.to(code)), want)
     for factor in (63, 64):  # the largest code kept, and the smallest that is renumbered

@@ -41,7 +41,7 @@ from fairopt import (
 from fairopt.backends import Numba
 from fairopt.backends.numba import partitioned as _many
 from fairopt.backends.numba.partitioned import Many
-from fairopt.formulation import partitioning as classes_of
+from fairopt.formulation import template
 from fairopt.kernels import active_set, partitions
 from fairopt.kernels.combinations import number
 from fairopt.notions.functionals import Batch
@@ -293,10 +293,10 @@ def test_partitions_write_the_same_rows(
         )
 
     ours = problem()
-    classes_of.classes.cache_clear()
-    monkeypatch.setattr(classes_of, "MOST_CLASSES", 0)
+    template.partition.cache_clear()
+    monkeypatch.setattr(template, "MOST_PARTS", 0)
     cells = problem()
-    classes_of.classes.cache_clear()
+    template.partition.cache_clear()
     assert isinstance(ours.rows, PartitionedRows)
     assert type(cells.rows) is CellRows
     assert (ours.row_names, ours.skipped) == (cells.row_names, cells.skipped)

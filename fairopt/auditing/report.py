@@ -11,8 +11,19 @@ import torch
 from torch import Tensor
 
 from fairopt.errors import FairoptError, ProblemError
-from fairopt.formulation.inputs import as_batch, as_constraints, check_finite, read_weights, wide
-from fairopt.formulation.samples import Data, GroupCounts, Groups, fit, gather
+from fairopt.formulation.inputs import (
+    GroupCounts,
+    Groups,
+    as_batch,
+    check_finite,
+    companion,
+    read_class_targets,
+    read_scores,
+    read_weights,
+)
+from fairopt.formulation.samples import Data, gather
+from fairopt.formulation.specification import as_constraints, check_classes
+from fairopt.formulation.template import Plans
 from fairopt.notions.catalogue import Constraint
 from fairopt.programs.solution import RowValues
 from fairopt.programs.tensors import compact
@@ -177,15 +188,14 @@ def audit_classes(
     classes: int,
 ) -> Audit:
     """The audits of all classes, as one."""
-    from fairopt.formulation.multiclass import read_class_scores, read_class_targets
-
-    x = read_class_scores(predictions, classes, "predictions").detach()
+    check_classes(classes)
+    x = read_scores(predictions, classes, "predictions").detach().contiguous()
     if x.dim() != 2:
         raise ProblemError(
             f"predictions: expected shape (n, {classes}), got {tuple(x.shape)}; audit the problems "
             "of a batch one by one"
         )
-    binned = x if scores is None else read_class_scores(scores, classes).detach()
+    binned = x if scores is None else read_scores(scores, classes).detach().contiguous()
     outcomes = read_class_targets(targets, x, x.unsqueeze(0))
     found = [
         audited(
@@ -224,42 +234,45 @@ def audited(
             predictions.
     """
     chosen = as_constraints(constraints)
-    x = as_batch(wide(predictions).detach())
+    x = as_batch(read_scores(predictions).detach())
     check_finite(predictions, x)
     if len(x) != 1:
         raise ProblemError(
             f"predictions: expected shape (n,) or (n, 1), got {tuple(predictions.shape)}; audit "
             "the problems of a batch one by one"
         )
-    binned = x if scores is None else wide(fit("scores", scores, predictions, x)).detach()
+    binned = (
+        x if scores is None else read_scores(companion("scores", scores, predictions, x)).detach()
+    )
     check_finite(binned, binned)
-    data = gather(chosen, predictions, binned, groups, targets, group_counts)
-    if data.nonnegative and bool((x < 0).any()):
+    data = gather(Plans(chosen), predictions, binned, groups, targets, group_counts)
+    nonnegative = data.rows.plan.nonnegative
+    if nonnegative and bool((x < 0).any()):
         raise ProblemError(
-            f"predictions: {', '.join(data.nonnegative)} needs predictions of at least 0, got "
+            f"predictions: {', '.join(nonnegative)} needs predictions of at least 0, got "
             f"{float(x.min())}"
         )
     weight = read_weights(weights, x)
     weight = None if weight is None else weight.detach()
     with torch.no_grad():
-        written = data.write(weight, 1, "skip")
-        rows = data.in_form(written, weight, x)
-        l, u = (side.expand(1, len(written.names)) for side in written.sides)
+        assembled = data.assemble(weight, 1, "skip")
+        rows = data.in_form(assembled, weight, x)
+        l, u = (side.expand(1, len(assembled.names)) for side in assembled.sides)
         size = None if largest is None else torch.full_like(x.double(), largest)
         found_values = RowValues(rows, l, u, x, size)
         value, beyond = found_values.value, found_values.relative[0]
-        if written.constant is not None:
-            value = value + written.constant
+        if assembled.constant is not None:
+            value = value + assembled.constant
         sizes = smallest(data)
     owners = [type(chosen[i]).__name__ for i in data.rows.owners]
-    if written.kept is not None:
-        owners = [owners[i] for i in written.kept.tolist()]
-        sizes = sizes[written.kept]
+    if assembled.kept is not None:
+        owners = [owners[i] for i in assembled.kept.tolist()]
+        sizes = sizes[assembled.kept]
     allowed = ROW_PRECISION.get(predictions.dtype, ROW_PRECISION[torch.float32])
-    m = len(written.names)
+    m = len(assembled.names)
     found = zip(
-        written.names, owners, value[0].tolist(), written.lower.expand(1, m)[0].tolist(),
-        written.upper.expand(1, m)[0].tolist(), sizes.tolist(), (beyond <= allowed).tolist(),
+        assembled.names, owners, value[0].tolist(), assembled.lower.expand(1, m)[0].tolist(),
+        assembled.upper.expand(1, m)[0].tolist(), sizes.tolist(), (beyond <= allowed).tolist(),
         strict=True,
     )  # fmt: skip
     return Audit(
@@ -268,7 +281,7 @@ def audited(
             for name, owner, v, low, up, size, holds in found
         ),
         group_sizes(data),
-        (*(f"{name}: only one group" for name in data.rows.alone), *written.skipped),
+        data.rows.uncompared + assembled.skipped,
         x.shape[1],
     )
 

@@ -1,4 +1,4 @@
-"""Linear objectives: least total change, least largest change, greatest utility.
+"""Objectives: the least squares, least total change, least largest change, greatest utility.
 
 Let s be the scores, w the weights, A the rows of the constraints with sides l and u, and lb, ub the
 bounds. c is the point of the bounds next to s: the change that the bounds force is made beforehand,
@@ -28,12 +28,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fairopt.errors import ConvergenceError, ProblemError
+from fairopt.errors import ConvergenceError
+from fairopt.formulation.specification import Objective
+from fairopt.kernels.memory import negative
 from fairopt.optimality.finishing import refine
 from fairopt.optimality.refinement import clipped
 from fairopt.programs.problem import LP, QP
@@ -41,16 +43,26 @@ from fairopt.programs.rows.base import Rows
 from fairopt.programs.rows.sparse import SparseRows
 from fairopt.programs.solution import RowValues
 from fairopt.programs.tensors import to_batch, unchecked
-from fairopt.tolerances import ROW_PRECISION
-
-Objective: TypeAlias = Literal["l2", "l1", "linf", "utility"]
+from fairopt.tolerances import ROUNDING_OF_SUM, ROW_PRECISION
 
 Read: TypeAlias = Callable[[Tensor], Tensor]
 
-# Of the terms of A c.
-ROUNDING = 4e-15
 
-OBJECTIVES = ("l2", "l1", "linf", "utility")
+class Formulated(NamedTuple):
+    """A problem, and what the layer needs besides.
+
+    Attributes:
+        problem: without the history of ``center``.
+        center: the scores with their history, where q = -center; ``solve`` then pulls gradients
+            back to the center itself, which spares a small layer three steps of autograd and a
+            large one the memory of two negations. ``None``: the problem carries all its history.
+        read: the predictions ``(B, n)``, with their history, from the solution's x, in the dtype
+            of the scores (float32 for narrower ones); ``None`` where they are that x.
+    """
+
+    problem: QP | LP
+    center: Tensor | None
+    read: Read | None = None
 
 
 class Stated(NamedTuple):
@@ -60,8 +72,8 @@ class Stated(NamedTuple):
         scores: ``(B, n)``, with their history.
         weight: float64, ``(1, n)`` or ``(B, n)``; ``None`` for ones.
         rows, l, u: the rows of the constraints and their sides.
-        lower, upper: the bounds, which broadcast to the scores.
-        names, skipped: as in ``LP``.
+        lb, ub: the bounds, which broadcast to the scores.
+        row_names, skipped: as in ``LP``.
     """
 
     scores: Tensor
@@ -69,35 +81,41 @@ class Stated(NamedTuple):
     rows: Rows
     l: Tensor
     u: Tensor
-    lower: Tensor
-    upper: Tensor
-    names: tuple[str, ...]
+    lb: Tensor
+    ub: Tensor
+    row_names: tuple[str, ...]
     skipped: tuple[str, ...]
 
+    def fields(self, n: int, **others: Any) -> dict[str, Any]:
+        """What a QP and an LP in n variables have in common, each expanded to the batch.
 
-def check_objective(objective: Any, smoothing: Any = 0.0) -> None:
-    """Raise unless the objective is one of ours, and the smoothing one that it can have."""
-    if not isinstance(objective, str) or objective not in OBJECTIVES:
-        raise ProblemError(
-            f"objective: expected one of {', '.join(map(repr, OBJECTIVES))}, got {objective!r}"
-        )
-    number = isinstance(smoothing, (int, float)) and not isinstance(smoothing, bool)
-    if not number or not 0 <= smoothing < math.inf:
-        raise ProblemError(
-            f"smoothing: expected 0 for none or a positive finite number, got {smoothing!r}"
-        )
-    if smoothing and objective == "l2":
-        raise ProblemError(
-            "smoothing: expected 0 with objective='l2', which is a QP and needs none, got "
-            f"{smoothing!r}; it is for the linear objectives 'l1', 'linf' and 'utility'"
-        )
+        Args:
+            others: those that the program does not have from here.
+        """
+        given = {**self._asdict(), **others}
+        del given["scores"], given["weight"]
+        batch, m = len(self.scores), given["rows"].shape[1]
+        for name, size in (("l", m), ("u", m), ("lb", n), ("ub", n)):
+            given[name] = to_batch(given[name], batch, size)
+        return given
+
+
+def quadratic_program(stated: Stated) -> QP:
+    """The QP of the least squares: P = diag(w), q = -w * scores."""
+    scores, weight = stated.scores, stated.weight
+    if weight is None:
+        P, q = scores.new_ones(()), negative(scores)
+    else:  # weight 0: the sample counts for nothing, and is moved to nothing but the bounds
+        P = torch.where(weight.detach() > 0, weight, 1.0)
+        q = -(P * scores.double())
+    return unchecked(QP, P=to_batch(P, *q.shape), q=q, **stated.fields(q.shape[1]))
 
 
 def linear_program(objective: Objective, stated: Stated) -> tuple[LP, Read | None]:
     """The LP, and how predictions come from its solution; ``None`` where they are the solution."""
     if objective == "utility":
         return greatest_utility(stated), None
-    scores, lower, upper = (t.double() for t in (stated.scores, stated.lower, stated.upper))
+    scores, lower, upper = (t.double() for t in (stated.scores, stated.lb, stated.ub))
     center = clipped(scores, lower, upper)
     if objective == "l1":
         return least_total_change(stated, center), Reader(stated, center, signs=(1, -1))
@@ -107,24 +125,23 @@ def linear_program(objective: Objective, stated: Stated) -> tuple[LP, Read | Non
 def greatest_utility(stated: Stated) -> LP:
     scores, weight = stated.scores, stated.weight
     cost = -scores if weight is None else -(weight * scores.double())
-    return program(
-        cost, stated.rows, stated.l, stated.u, stated.lower, stated.upper, stated.names, stated
-    )
+    return program(stated, cost)
 
 
 def least_total_change(stated: Stated, center: Tensor) -> LP:
-    weight, lower, upper = stated.weight, stated.lower.double(), stated.upper.double()
+    weight, lower, upper = stated.weight, stated.lb.double(), stated.ub.double()
     # Weight 0: the sample counts for nothing, and is moved to nothing but the bounds.
     each = center.new_ones(()) if weight is None else torch.where(weight > 0, weight, 1.0)
     cost = each.expand_as(center)
+    l, u = shifted(stated, center)
     return program(
-        torch.cat([cost, cost], -1),
-        stated.rows.mirrored(),
-        *shifted(stated, center),
-        center.new_zeros(()),
-        torch.cat([upper - center, center - lower], -1),
-        stated.names,
         stated,
+        torch.cat([cost, cost], -1),
+        rows=stated.rows.mirrored(),
+        l=l,
+        u=u,
+        lb=center.new_zeros(()),
+        ub=torch.cat([upper - center, center - lower], -1),
     )
 
 
@@ -135,7 +152,7 @@ def shifted(stated: Stated, center: Tensor) -> tuple[Tensor, Tensor]:
     """
     value = stated.rows.apply(center)
     plain = center.detach().abs()
-    rounding = ROUNDING * stated.rows.detach().absolute().apply(plain)
+    rounding = ROUNDING_OF_SUM * stated.rows.detach().absolute().apply(plain)
 
     def moved(side: Tensor) -> Tensor:
         side = side - value
@@ -147,7 +164,7 @@ def shifted(stated: Stated, center: Tensor) -> tuple[Tensor, Tensor]:
 
 def least_largest_change(stated: Stated, center: Tensor) -> LP:
     batch, n = center.shape
-    weight, lower, upper = stated.weight, stated.lower.double(), stated.upper.double()
+    weight, lower, upper = stated.weight, stated.lb.double(), stated.ub.double()
     low, high = (lower - center).expand_as(center), (upper - center).expand_as(center)
     forced = stated.scores.double() - center
     top, bottom = forced.new_full((), math.inf), forced.new_full((), -math.inf)
@@ -164,14 +181,14 @@ def least_largest_change(stated: Stated, center: Tensor) -> LP:
     # infeasibility be a finite sum.
     most = 1 + 2 * (high.detach() - low.detach()).amax(-1, keepdim=True)
     return program(
-        torch.nn.functional.pad(torch.zeros_like(center), (0, 1), value=1.0),
-        with_largest(stated.rows, n),
-        torch.cat([l, bottom.expand_as(above), below], -1),
-        torch.cat([u, above, top.expand_as(below)], -1),
-        torch.cat([low, low.new_zeros(batch, 1)], -1),
-        torch.cat([high, most], -1),
-        (*stated.names, *names_of_changes(n)),
         stated,
+        torch.nn.functional.pad(torch.zeros_like(center), (0, 1), value=1.0),
+        rows=with_largest(stated.rows, n),
+        l=torch.cat([l, bottom.expand_as(above), below], -1),
+        u=torch.cat([u, above, top.expand_as(below)], -1),
+        lb=torch.cat([low, low.new_zeros(batch, 1)], -1),
+        ub=torch.cat([high, most], -1),
+        row_names=(*stated.row_names, *names_of_changes(n)),
     )
 
 
@@ -199,30 +216,10 @@ def names_of_changes(n: int) -> tuple[str, ...]:
     return tuple([f"change of sample {i}: {way}" for way in ("up", "down") for i in range(n)])
 
 
-def program(
-    c: Tensor,
-    rows: Rows,
-    l: Tensor,
-    u: Tensor,
-    lb: Tensor,
-    ub: Tensor,
-    names: tuple[str, ...],
-    stated: Stated,
-) -> LP:
-    """The LP of data that were checked, each expanded to the batch."""
-    batch, n = len(stated.scores), c.shape[-1]
-    m = rows.shape[1]
-    return unchecked(
-        LP,
-        c=to_batch(c, batch, n),
-        rows=rows,
-        l=to_batch(l, batch, m),
-        u=to_batch(u, batch, m),
-        lb=to_batch(lb, batch, n),
-        ub=to_batch(ub, batch, n),
-        row_names=names,
-        skipped=stated.skipped,
-    )
+def program(stated: Stated, c: Tensor, **others: Any) -> LP:
+    """The LP with cost c, what is not given being as stated."""
+    n = c.shape[-1]
+    return unchecked(LP, c=to_batch(c, len(stated.scores), n), **stated.fields(n, **others))
 
 
 class Reader:
@@ -242,7 +239,7 @@ class Reader:
         x = self.center
         for j, sign in enumerate(self.signs):
             x = x + sign * z[:, j * n : (j + 1) * n]
-        x = clipped(x, stated.lower.double(), stated.upper.double())
+        x = clipped(x, stated.lb.double(), stated.ub.double())
         dtype = stated.scores.dtype
         if not bool((self.excess(x.to(dtype)) <= ROW_PRECISION[dtype]).all()):
             x = self.nearest(x.detach()) + (x - x.detach())  # the history of the one, zero in value
@@ -264,7 +261,7 @@ class Reader:
     def nearest(self, x: Tensor) -> Tensor:
         """The projection of x onto rows and bounds, from which it differs by rounding."""
         stated = self.stated
-        lower, upper = (t.detach().double().expand_as(x) for t in (stated.lower, stated.upper))
+        lower, upper = (t.detach().double().expand_as(x) for t in (stated.lb, stated.ub))
         l, u = (side.detach().expand(len(x), -1) for side in (stated.l, stated.u))
         problem = unchecked(
             QP, P=torch.ones_like(x), q=-x, rows=stated.rows.detach().expand(len(x)), l=l, u=u,

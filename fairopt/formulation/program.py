@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from types import NoneType
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from fairopt.errors import ProblemError
-from fairopt.formulation.coefficients import MissingGroup, write
+from fairopt.formulation.coefficients import assemble
 from fairopt.formulation.inputs import (
-    NUMBERS,
+    HALVES,
+    Bound,
     Bounds,
+    GroupCounts,
+    Groups,
     as_batch,
-    as_constraints,
-    both,
     check_finite,
-    distance,
+    check_nonnegative,
     inward_bounds,
+    read_scores,
     read_weights,
-    wide,
 )
-from fairopt.formulation.multiclass import formulate_classes
-from fairopt.formulation.objectives import Objective, Stated, check_objective, linear_program
-from fairopt.formulation.result import Formulated, check_nonnegative, only_one, put_together
-from fairopt.formulation.samples import GroupCounts, Groups, cell_rows, gather
-from fairopt.formulation.template import Trace
+from fairopt.formulation.objectives import Formulated, Stated, linear_program, quadratic_program
+from fairopt.formulation.samples import cell_rows, gather
+from fairopt.formulation.specification import Objective, Specification
+from fairopt.formulation.template import MissingGroup, RowTemplate
 from fairopt.kernels.memory import negative
 from fairopt.notions.catalogue import Constraint
 from fairopt.programs.problem import LP, QP
@@ -35,6 +35,9 @@ from fairopt.programs.tensors import to_batch, unchecked
 
 # Rows of up to this many cells are remembered by the cells' counts.
 MOST_COUNTS = 256
+
+# Of bounds that are the same for all samples and calls.
+NUMBERS = (float, int, NoneType)
 
 
 @overload
@@ -123,11 +126,10 @@ def formulate(
     Raises:
         ProblemError: an argument is outside what is said above.
     """
-    problem, center, _ = formulate_around(
-        constraints, scores, groups, targets, bounds=bounds, weights=weights,
-        missing_group=missing_group, group_counts=group_counts, objective=objective,
-        classes=classes,
-    )  # fmt: skip
+    specification = Specification(
+        constraints, bounds, objective, missing_group, group_counts, classes=classes
+    )
+    problem, center, _ = formulate_around(specification, scores, groups, targets, weights)
     if center is None or not center.requires_grad:
         return problem
     assert isinstance(problem, QP)
@@ -135,95 +137,63 @@ def formulate(
 
 
 def formulate_around(
-    constraints: Constraint | Sequence[Constraint],
+    specification: Specification,
     scores: Tensor,
     groups: Groups,
     targets: Tensor | None,
-    *,
-    bounds: Bounds,
     weights: Tensor | None,
-    missing_group: MissingGroup,
-    group_counts: GroupCounts,
-    objective: Objective = "l2",
-    classes: int | None = None,
 ) -> Formulated:
     """What ``formulate`` does, for the layer."""
-    constraints = as_constraints(constraints)
-    quadratic = objective == "l2"
-    if not quadratic:
-        check_objective(objective)
-    if missing_group not in ("skip", "raise"):
-        raise ProblemError(f"missing_group: expected 'skip' or 'raise', got {missing_group!r}")
-    if classes is not None:
-        if not quadratic:
-            raise ProblemError(
-                f"objective: expected 'l2' with classes={classes}, got {objective!r}; predictions "
-                "of several classes are moved by the least squares"
-            )
-        return formulate_classes(
-            constraints, scores, groups, targets, classes=classes, bounds=bounds, weights=weights,
-            missing_group=missing_group, group_counts=group_counts,
-        )  # fmt: skip
-    center = wide(scores)
+    if specification.classes is not None:
+        from fairopt.formulation.multiclass import formulate_classes  # code that few need
+
+        return formulate_classes(specification, scores, groups, targets, weights)
+    center = read_scores(scores)
     flat = as_batch(center.detach())
     check_finite(scores, flat)
     batch, n = flat.shape
-    data = gather(constraints, scores, flat, groups, targets, group_counts)
-    rows, cells = data.rows, data.cells
-    if rows.alone and missing_group == "raise":
-        raise ProblemError(
-            f"groups: expected at least two groups to compare in {', '.join(rows.alone)}, got one; "
-            'use larger or stratified batches, or missing_group="skip"'
-        )
-    sides = both(bounds)
+    data = gather(specification.plans, scores, flat, groups, targets, specification.group_counts)
+    template, cells, bounds = data.rows, data.cells, specification.bounds
+    missing_group, quadratic = specification.missing_group, specification.objective == "l2"
     if (
         weights is None
         and cells is not None
         and len(cells.index) == 1
         and cells.size <= MOST_COUNTS
-        and type(sides[0]) in NUMBERS
-        and type(sides[1]) in NUMBERS
-        and rows.repeats
+        and type(bounds[0]) in NUMBERS
+        and type(bounds[1]) in NUMBERS
+        and template.repeats
         and quadratic
     ):
-        same = remembered(
-            rows, cells.counts(), sides, data.nonnegative, missing_group, scores.dtype, flat.dtype,
-            flat.device, batch, n,
-        )  # fmt: skip
-        template, index = same.rows, to_batch(cells.index, batch, n)
-        over = unchecked(type(template), **{**template.__dict__, "cell": index})
+        same = remembered(template, cells.counts(), bounds, missing_group, scores.dtype, batch, n)
+        held, index = same.rows, to_batch(cells.index, batch, n)
+        over = unchecked(type(held), **{**held.__dict__, "cell": index})
         fields = {**same.__dict__, "q": negative(flat), "rows": over}
         return Formulated(unchecked(QP, **fields), center)
 
     if weights is not None or not quadratic:
         flat = as_batch(center)  # with its history
     weight = read_weights(weights, flat)
-    written = data.write(weight, batch, missing_group)
-    lower, upper = inward_bounds(sides, scores, flat)
-    check_nonnegative(data.nonnegative, lower)
-    form = data.in_form(written, weight, flat)
-    skipped = only_one(rows) + written.skipped
-    if not quadratic:
-        stated = Stated(flat, weight, form, *written.sides, lower, upper, written.names, skipped)
-        program, read = linear_program(objective, stated)
+    found = data.assemble(weight, batch, missing_group)
+    lower, upper = inward_bounds(bounds, scores, flat)
+    check_nonnegative(template.plan.nonnegative, lower)
+    form = data.in_form(found, weight, flat)
+    skipped = template.uncompared + found.skipped
+    stated = Stated(flat, weight, form, *found.sides, lower, upper, found.names, skipped)
+    if specification.objective != "l2":
+        program, read = linear_program(specification.objective, stated)
         return Formulated(program, None, read)
-    problem = put_together(
-        *distance(flat, weight), form, *written.sides, lower, upper, written.names, skipped
-    )
-    return Formulated(problem, None if weights is not None else center)
+    return Formulated(quadratic_program(stated), None if weights is not None else center)
 
 
 @lru_cache(maxsize=512)
 @torch.inference_mode(False)  # what is kept serves training, too
 def remembered(
-    rows: Trace,
+    template: RowTemplate,
     counts: tuple[int, ...],
-    bounds: tuple[float | None, float | None],
-    nonnegative: tuple[str, ...],
+    bounds: tuple[Bound, Bound],
     missing_group: MissingGroup,
     dtype: torch.dtype,
-    kept: torch.dtype,
-    device: torch.device,
     batch: int,
     n: int,
 ) -> QP:
@@ -233,18 +203,19 @@ def remembered(
     placeholders.
 
     Args:
-        dtype, kept: dtypes of the scores and of the solution.
+        dtype: of the scores.
     """
+    device = template.sides.device
     mass = torch.tensor([counts], dtype=torch.float64, device=device)
-    assert rows.grid is not None
-    written = write(rows, rows.grid, mass, {}, missing_group)
-    like = torch.zeros((), dtype=dtype, device=device)
-    lower, upper = inward_bounds(bounds, like, like.to(kept))
-    check_nonnegative(nonnegative, lower)
-    one = torch.ones((), dtype=kept, device=device)
+    assert template.grid is not None
+    found = assemble(template, template.grid, mass, {}, missing_group)
+    scores = torch.zeros((), dtype=dtype, device=device)
+    one = torch.ones((), dtype=torch.float32 if dtype in HALVES else dtype, device=device)
+    lower, upper = inward_bounds(bounds, scores, one)
+    check_nonnegative(template.plan.nonnegative, lower)
     index = torch.zeros(1, n, dtype=torch.uint8, device=device)
-    problem = put_together(
-        one, one.expand(batch, n), cell_rows(written.matrix, index, one, batch), *written.sides,
-        lower, upper, written.names, only_one(rows) + written.skipped,
-    )  # fmt: skip
-    return problem.replace(memo={})
+    form = cell_rows(found.matrix, index, one, batch)
+    ones = one.expand(batch, n)
+    skipped = template.uncompared + found.skipped
+    stated = Stated(ones, None, form, *found.sides, lower, upper, found.names, skipped)
+    return unchecked(QP, P=ones, q=ones, memo={}, **stated.fields(n))

@@ -1,7 +1,9 @@
 """From notions to numbered terms: the rows of a list of constraints, for given groups.
 
-A *plan* tells what the constraints need, before any data. A *trace* holds the rows as arrays of
-indices and factors, so that ``formulation.coefficients`` computes all rows together, on every call.
+A *row plan* says what the constraints need, before any data. A *row template* holds the rows as
+arrays of indices and factors, from which ``formulation.coefficients`` computes all rows together,
+on every call. A *partition of the cells* says which of them each row tells apart: the layout of
+``PartitionedRows``.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import chain, permutations
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fairopt import kernels
 from fairopt.errors import ProblemError
 from fairopt.notions.catalogue import Constraint
 from fairopt.notions.functionals import (
@@ -31,19 +35,27 @@ from fairopt.notions.functionals import (
     Term,
     score_axis,
 )
+from fairopt.programs.rows.partitions import Partitions
 
-# Elements of what a trace keeps to spare work.
+MissingGroup: TypeAlias = Literal["skip", "raise"]
+
+# Elements of what a template keeps to spare work.
 MOST_KEPT = 1_000_000
 
 # The product of all axes is used as it is up to this many cells; beyond, the occupied ones.
 MOST_CELLS = 4096
 
+# Beyond this many parts the S x S matrix of the parts is no gain over dense coefficients.
+MOST_PARTS = 1024
+
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class RowPlan:
     """What a list of constraints needs, whatever the data.
 
     Attributes:
+        constraints: the constraints.
+        names: of the attributes at hand that have groups, and of those that are continuous.
         attributes: those whose groups are used, in the order in which they were given.
         continuous: the continuous attributes that are used.
         scores: the axes of bins of scores.
@@ -54,6 +66,8 @@ class Plan:
             notion computes with a tensor: only the parameters themselves are read anew each time.
     """
 
+    constraints: tuple[Constraint, ...]
+    names: tuple[tuple[str, ...], tuple[str, ...]]
     attributes: tuple[str, ...]
     continuous: tuple[str, ...]
     scores: tuple[Axis, ...]
@@ -63,10 +77,22 @@ class Plan:
     stays: bool
 
 
+class Plans(dict[tuple[tuple[str, ...], tuple[str, ...]], RowPlan]):
+    """The plans of a list of constraints, by the names of the attributes at hand."""
+
+    def __init__(self, constraints: tuple[Constraint, ...]) -> None:
+        super().__init__()
+        self.constraints = constraints
+
+    def __missing__(self, names: tuple[tuple[str, ...], tuple[str, ...]]) -> RowPlan:
+        made = self[names] = plan_rows(self.constraints, *names)
+        return made
+
+
 @lru_cache(maxsize=256)
-def plan(
+def plan_rows(
     constraints: tuple[Constraint, ...], attributes: tuple[str, ...], continuous: tuple[str, ...]
-) -> Plan:
+) -> RowPlan:
     """The plan of constraints, given the names of the attributes at hand.
 
     Raises:
@@ -99,7 +125,9 @@ def plan(
             binary.append(owner)
         if OUTCOME.key in batch.keys or any(term.of is TARGET for term in terms):
             targeted.append(owner)
-    return Plan(
+    return RowPlan(
+        constraints,
+        (attributes, continuous),
         tuple(name for name in attributes if ("attribute", name) in keys),
         tuple(real),
         tuple(score_axis(key[1]) for key in keys if key[0] == "score"),
@@ -121,7 +149,7 @@ def rows_of(constraint: Constraint, batch: Batch) -> Iterator[Row]:
 
 
 # ---------------------------------------------------------------------------------------------
-# Traces
+# Row templates
 # ---------------------------------------------------------------------------------------------
 
 
@@ -134,7 +162,7 @@ class Terms:
         share, per, again: numbers of the sets by whose mass it is multiplied or divided; the number
             after the last set stands for 1.
         factor: float64.
-        number: which of the trace's numbers multiplies it; ``None`` where none does.
+        number: which of the template's numbers multiplies it; ``None`` where none does.
         of: number of the feature; ``None`` where no term has one.
         simple: whether there is neither ``share`` nor ``again``.
     """
@@ -150,14 +178,14 @@ class Terms:
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class RowTemplate:
     """All rows of a list of constraints for given groups.
 
     Attributes:
-        constraints: where the rows come from.
+        plan: the plan of the constraints that the rows come from.
         names: m readable names.
         owners: which of the constraints each row comes from.
-        alone: what has no rows because there is one group only.
+        one_group: names of comparisons without rows, because there is one group only.
         sets: the S sets of samples that occur.
         linear, constant: the terms with predictions and, if there are any, those without.
         linear_features: from number 1, pairs of a continuous attribute and the set over whose mean
@@ -172,12 +200,13 @@ class Trace:
             the axes.
         terms_grid: float64 ``(m, J, K)``, which cells are in the sets of the linear terms, if that
             is not too large to keep.
+        repeats: whether the rows are a function of the cells' masses alone.
     """
 
-    constraints: tuple[Constraint, ...]
+    plan: RowPlan
     names: tuple[str, ...]
     owners: tuple[int, ...]
-    alone: tuple[str, ...]
+    one_group: tuple[str, ...]
     sets: tuple[Members, ...]
     linear: Terms
     constant: Terms | None
@@ -190,36 +219,26 @@ class Trace:
     vanishing: bool
     grid: Tensor | None
     terms_grid: Tensor | None
+    repeats: bool
 
     @property
-    def repeats(self) -> bool:
-        """Whether the rows are a function of the cells' masses alone."""
-        return not self.numbers and not self.constant_features and self.grid is not None
+    def uncompared(self) -> tuple[str, ...]:
+        """``one_group`` with the reason, as problems and reports have it."""
+        return tuple([f"{name}: only one group" for name in self.one_group])
 
 
-@lru_cache(maxsize=256)
 @torch.inference_mode(False)  # what is kept serves training, too
-def trace(
-    constraints: tuple[Constraint, ...],
-    attributes: tuple[str, ...],
-    continuous: tuple[str, ...],
-    axes: tuple[Axis, ...],
-    device: torch.device,
-) -> Trace:
-    """The rows of constraints over samples that are told apart by these axes.
-
-    Args:
-        attributes, continuous: as for ``plan``.
-    """
+def new_template(plan: RowPlan, axes: tuple[Axis, ...], device: torch.device) -> RowTemplate:
+    """The rows of a plan over samples that are told apart by these axes."""
     by_key = {axis.key: axis for axis in axes}
     rows: list[Row] = []
     owners: list[int] = []
-    alone: list[str] = []
-    for i, constraint in enumerate(constraints):
-        batch = Batch(type(constraint).__name__, attributes, continuous, by_key)
+    one_group: list[str] = []
+    for i, constraint in enumerate(plan.constraints):
+        batch = Batch(type(constraint).__name__, *plan.names, by_key)
         rows += rows_of(constraint, batch)
         owners += [i] * (len(rows) - len(owners))
-        alone += batch.alone
+        one_group += batch.one_group
     for row in rows:
         check_sides(row)
     linear = [without_cancellation(row.value.linear) for row in rows]
@@ -229,51 +248,66 @@ def trace(
     scaled: list[Term | Scaled] = [*chain(*every), *chain(*sides)]
     tensors = {id(each.tensor): each.tensor for each in scaled if each.tensor is not None}
     sets = numbered(s for term in chain(*every) for s in (term.inside, *term.masses))
-    # Number 0 of tensors and of features is 1.
-    numbers = numbered([None, *tensors])
+    # Number 0 of tensors and of features is 1; the number after the last set stands for 1.
+    numbers = numbered([id(None), *tensors])
     features = numbered([(None, None), *map(feature, chain(*linear))])
     data = numbered([(None, None), *map(feature, chain(*constant))])
 
+    def padded(lists: Sequence[Sequence[float]], fill: float, least: int = 1) -> Tensor:
+        """Lists of different lengths as one tensor ``(m, J)``, J at least ``least``."""
+        width = max([least, *map(len, lists)])
+        kind = torch.float64 if isinstance(fill, float) else torch.int64
+        whole = [[*each, *[fill] * (width - len(each))] for each in lists]
+        return torch.tensor(whole, dtype=kind).reshape(len(lists), width).to(device)
+
     def terms(lists: list[tuple[Term, ...]], kinds: Mapping[Any, int]) -> Terms:
+        def each(number: Callable[[Term], int], fill: int = 0) -> Tensor:
+            return padded([[number(term) for term in row] for row in lists], fill)
+
         return Terms(
-            indices(lists, lambda t: sets[t.inside], 0).to(device),
-            indices(lists, lambda t: sets.get(t.share, len(sets)), len(sets)).to(device),
-            indices(lists, lambda t: sets.get(t.per, len(sets)), len(sets)).to(device),
-            indices(lists, lambda t: sets.get(t.again, len(sets)), len(sets)).to(device),
-            padded([[t.factor for t in each] for each in lists], 0.0, torch.float64).to(device),
-            unless_zero(indices(lists, lambda t: numbers[id(t.tensor)], 0), device),
-            unless_zero(indices(lists, lambda t: kinds[feature(t)], 0), device),
+            each(lambda t: sets[t.inside]),
+            each(lambda t: sets.get(t.share, len(sets)), len(sets)),
+            each(lambda t: sets.get(t.per, len(sets)), len(sets)),
+            each(lambda t: sets.get(t.again, len(sets)), len(sets)),
+            padded([[t.factor for t in row] for row in lists], 0.0),
+            unless_zero(each(lambda t: numbers[id(t.tensor)])),
+            unless_zero(each(lambda t: kinds[feature(t)])),
             simple=not any(t.share or t.again for t in chain(*lists)),
         )
 
-    numbers[id(None)] = 0
     needs = [[sets[s] for s in dict.fromkeys(s for t in each for s in t.masses)] for each in every]
     side_numbers = [[numbers[id(side.tensor)] for side in pair] for pair in sides]
-    grid = product_grid(tuple(sets), axes, device)
+    grid = None
+    if math.prod(len(axis.codes) for axis in axes) <= MOST_CELLS:
+        grid = product_indicators(tuple(sets), axes).to(device)
     linear_terms = terms(linear, features)
     kept = grid is not None and linear_terms.inside.numel() * grid.shape[-1] <= MOST_KEPT
-    return Trace(
-        constraints,
+    constant_features = tuple([name for name, _ in data][1:])
+    return RowTemplate(
+        plan,
         names=tuple([row.name for row in rows]),
         owners=tuple(owners),
-        alone=tuple(dict.fromkeys(alone)),
+        one_group=tuple(dict.fromkeys(one_group)),
         sets=tuple(sets),
         linear=linear_terms,
         constant=terms(constant, data) if any(constant) else None,
         linear_features=tuple([(name, sets.get(over)) for name, over in features][1:]),
-        constant_features=tuple([name for name, _ in data][1:]),
-        needs=padded(needs, len(sets), torch.int64).to(device),
-        sides=padded([[s.factor for s in pair] for pair in sides], 0.0, torch.float64, 2).to(
-            device
-        ),
-        side_numbers=unless_zero(padded(side_numbers, 0, torch.int64, 2), device),
+        constant_features=constant_features,
+        needs=padded(needs, len(sets)),
+        sides=padded([[s.factor for s in pair] for pair in sides], 0.0, 2),
+        side_numbers=unless_zero(padded(side_numbers, 0, 2)),
         numbers=tuple(tensors.values()),
         vanishing=any(
             t.of is not None or t.per != t.inside for row in rows for t in row.value.linear
         ),
         grid=grid,
         terms_grid=grid[0, linear_terms.inside] if grid is not None and kept else None,
+        repeats=not tensors and not constant_features and grid is not None,
     )
+
+
+# For plans whose rows stay the same from call to call.
+row_template = lru_cache(maxsize=256)(new_template)
 
 
 def numbered(things: Iterable[Any]) -> dict[Any, int]:
@@ -286,24 +320,9 @@ def feature(term: Term) -> tuple[Any, Members | None]:
     return term.of, term.inside if term.centred else None
 
 
-def indices(lists: Iterable[Sequence[Term]], number: Callable[[Term], int], fill: int) -> Tensor:
-    """A number for each term, ``(m, J)``."""
-    return padded([[number(term) for term in each] for each in lists], fill, torch.int64)
-
-
-def unless_zero(tensor: Tensor, device: torch.device) -> Tensor | None:
-    """The tensor on a device; ``None`` if it is all zeros."""
-    return tensor.to(device) if bool(tensor.any()) else None
-
-
-def padded(
-    rows: Sequence[Sequence[float]], fill: float, kind: torch.dtype, least: int = 1
-) -> Tensor:
-    """Lists of different lengths as one tensor ``(m, J)``, J at least ``least``."""
-    width = max([least, *map(len, rows)])
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=kind).reshape(
-        len(rows), width
-    )
+def unless_zero(tensor: Tensor) -> Tensor | None:
+    """The tensor; ``None`` if it is all zeros."""
+    return tensor if bool(tensor.any()) else None
 
 
 def check_sides(row: Row) -> None:
@@ -382,13 +401,101 @@ def indicators(sets: Sequence[Members], parts: Mapping[Key, Tensor], like: Tenso
     return torch.stack(torch.broadcast_tensors(*found), 1)
 
 
-def product_grid(
-    sets: Sequence[Members], axes: Sequence[Axis], device: torch.device
-) -> Tensor | None:
-    """The indicators of all cells of the product of the axes, if these are not too many."""
+def product_indicators(sets: Sequence[Members], axes: Sequence[Axis]) -> Tensor:
+    """The indicators of all cells of the product of the axes: ``(1, S, K)``."""
     sizes = [len(axis.codes) for axis in axes]
-    if math.prod(sizes) > MOST_CELLS:
-        return None
     places = torch.meshgrid(*map(torch.arange, sizes), indexing="ij") if sizes else ()
     parts = {axis.key: place.reshape(1, -1) for axis, place in zip(axes, places, strict=True)}
-    return indicators(sets, parts, torch.ones(1, math.prod(sizes))).to(device)
+    return indicators(sets, parts, torch.ones(1, math.prod(sizes)))
+
+
+# ---------------------------------------------------------------------------------------------
+# Partitions of the cells
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The parts of the cells that the rows of a template look at.
+
+    A row looks at the axes that the sets of its terms have conditions on; the products of these
+    axes are the parts of one partition. ``formulation.coefficients`` then takes parts for columns.
+    Of the partitions of which a set is a union of parts one, its *home*, gives the set's mass.
+
+    Attributes:
+        axes: of each of the F partitions, the axes whose products are its parts.
+        sizes: how many parts each has.
+        of_row: int64 ``(m,)``, the partition that each row looks at.
+        home: float64 ``(1, sets, S)``, which parts are in which set, in one of the partitions of
+            which the set is a union of parts: masses are counted once.
+        columns: int64 ``(m, G)``, the parts of each row's partition; its first behind the last.
+        terms_grid: float64 ``(m, J, G)``, which of these are in the sets of the row's linear terms;
+            zero behind the last.
+    """
+
+    axes: tuple[tuple[Axis, ...], ...]
+    sizes: tuple[int, ...]
+    of_row: Tensor
+    home: Tensor
+    columns: Tensor
+    terms_grid: Tensor
+
+    def partitions(self, axes: tuple[Axis, ...], combinations: Tensor) -> Partitions:
+        """The parts of given cells.
+
+        Args:
+            axes: what the cells are told apart by.
+            combinations: int32 ``(K, len(axes))``, the position of each cell on each axis.
+        """
+        end = np.cumsum([0, *map(len, self.axes)])
+        column = np.array([axes.index(axis) for each in self.axes for axis in each], np.int64)
+        size = np.array([len(axis.codes) for axis in axes], np.int64)
+        start = np.cumsum([0, *self.sizes])
+        member = np.empty((len(combinations), len(self.sizes)), np.int32)
+        kernels.combinations.members(combinations.numpy(), end, column, size, start, member)
+        return Partitions(self.sizes, torch.from_numpy(member), self.of_row)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept serves training, too
+def partition(template: RowTemplate, axes: tuple[Axis, ...]) -> Parts | None:
+    """The parts that rows over these axes look at; ``None`` if they are too many."""
+    if not template.names:
+        return None
+    sets = template.sets
+    looks = [frozenset(c.axis for c in (*s.conditions, *s.less)) for s in sets]
+    terms = template.linear
+    of_term = torch.where(terms.factor != 0, terms.inside, -1).tolist()
+    of_rows = [frozenset().union(*(looks[s] for s in each if s >= 0)) for each in of_term]
+    families = list(dict.fromkeys(of_rows))
+    families += [each for each in dict.fromkeys(looks) if not any(each <= f for f in families)]
+    made = tuple([tuple([axis for axis in axes if axis.key in each]) for each in families])
+    sizes = tuple([math.prod(len(axis.codes) for axis in each) for each in made])
+    if sum(sizes) > MOST_PARTS:
+        return None
+    device = terms.factor.device
+    grid = torch.zeros(len(sets), sum(sizes), dtype=torch.float64)
+    home = torch.zeros_like(grid)
+    homeless = set(range(len(sets)))
+    start = 0
+    for family, each, size in zip(families, made, sizes, strict=True):
+        inside = [s for s, look in enumerate(looks) if look <= family]
+        block = slice(start, start + size)
+        found = product_indicators([sets[s] for s in inside], each)[0]
+        grid[inside, block] = found
+        first = [i for i, s in enumerate(inside) if s in homeless]
+        here = [inside[i] for i in first]
+        home[here, block] = found[first]
+        homeless -= set(here)
+        start += size
+    of_row = torch.tensor([families.index(each) for each in of_rows], dtype=torch.int64)
+    starts = torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0)[:-1]
+    column = torch.arange(max(sizes[f] for f in of_row.tolist()))
+    there = column < torch.tensor(sizes)[of_row].unsqueeze(-1)
+    columns = starts[of_row].unsqueeze(-1) + torch.where(there, column, 0)
+    at = columns.unsqueeze(1).expand(-1, terms.inside.shape[1], -1)
+    terms_grid = grid[terms.inside.cpu()].gather(2, at) * there.unsqueeze(1)
+    return Parts(
+        made, sizes, of_row.to(device), home.unsqueeze(0).to(device), columns.to(device),
+        terms_grid.to(device),
+    )  # fmt: skip

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fairopt.backends import Backend
-from fairopt.errors import ProblemError
-from fairopt.formulation.coefficients import MissingGroup
-from fairopt.formulation.inputs import Bounds, as_constraints
-from fairopt.formulation.objectives import Objective, check_objective
+from fairopt.formulation.inputs import Bounds, GroupCounts, Groups
 from fairopt.formulation.program import formulate_around
-from fairopt.formulation.samples import GroupCounts, Groups
+from fairopt.formulation.specification import Objective, Specification, as_constraints
+from fairopt.formulation.template import MissingGroup
 from fairopt.notions.catalogue import Constraint
 from fairopt.programs.solution import Solution
-from fairopt.solving.autograd import solve_detached
+from fairopt.solving.autograd import check_backend, solve_detached
 from fairopt.solving.elastic import solve_elastic
 
 if TYPE_CHECKING:
     from fairopt.online.module import OnlineParity
+
+# The attributes of a layer that its specification is made of.
+OPTIONS = frozenset(each.name for each in fields(Specification)) - {"plans"}
 
 
 class FairnessLayer(nn.Module):
@@ -77,6 +79,9 @@ class FairnessLayer(nn.Module):
             pickled with the module. With ``"l1"`` and ``"linf"`` it is in the variables of their
             programs, which ``formulate`` tells.
 
+    Raises:
+        ProblemError: an option is not what it may be; on a call, or by ``formulate`` and ``solve``.
+
     Shapes:
         scores ``(n,)``, ``(n, 1)`` or ``(B, n)``; groups ``(n,)`` or ``(B, n)``, or a mapping of
         attribute name to such; the output is like the scores in shape, dtype and device. With
@@ -85,6 +90,7 @@ class FairnessLayer(nn.Module):
 
     last: Solution | None
     online: OnlineParity | None
+    _specification: Specification | None  # of the options as they are; made again where they change
 
     def __init__(
         self,
@@ -102,23 +108,38 @@ class FairnessLayer(nn.Module):
         minimum_batch: int | None = None,
     ) -> None:
         super().__init__()
-        check_objective(objective, smoothing)
         self.constraints = as_constraints(constraints)
         self.bounds = bounds
-        self.backend = backend
-        self.missing_group = missing_group
-        self.group_counts = group_counts
         self.objective: Objective = objective
+        self.missing_group: MissingGroup = missing_group
+        self.group_counts = group_counts
         self.smoothing = smoothing
         self.classes = classes
-        self.elastic = check_elastic(elastic, objective, classes)
+        self.elastic = elastic
+        self.backend = check_backend(backend)
+        made = self._specify()
         if online is not None or minimum_batch is not None:
             from fairopt.layer.stream import check_stream
 
-            check_stream(online, minimum_batch, self.constraints, bounds, objective, classes)
+            check_stream(online, minimum_batch, made)
         self.online = online
         self.minimum_batch = minimum_batch
         self.last = None
+
+    def _specify(self) -> Specification:
+        """The specification of the options as they are, kept until one is set."""
+        made = Specification(
+            self.constraints, self.bounds, self.objective, self.missing_group, self.group_counts,
+            self.smoothing, self.classes, self.elastic,
+        )  # fmt: skip
+        pair = None if self.bounds is None else tuple(self.bounds)  # no list: it could change
+        self.__dict__.update(constraints=made.constraints, bounds=pair, _specification=made)
+        return made
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OPTIONS:
+            self.__dict__["_specification"] = None
+        super().__setattr__(name, value)
 
     def forward(
         self,
@@ -163,11 +184,8 @@ class FairnessLayer(nn.Module):
     def _project(
         self, scores: Tensor, groups: Groups, targets: Tensor | None, weights: Tensor | None
     ) -> tuple[Tensor, Solution]:
-        return fair_predictions(
-            self.constraints, scores, groups, targets, self.bounds, weights, self.missing_group,
-            self.group_counts, self.backend, self.objective, self.smoothing, self.classes,
-            self.elastic,
-        )  # fmt: skip
+        specification = self._specification or self._specify()
+        return fair_predictions(specification, self.backend, scores, groups, targets, weights)
 
     def extra_repr(self) -> str:
         notions = ", ".join(map(repr, self.constraints))
@@ -181,7 +199,7 @@ class FairnessLayer(nn.Module):
         return given if self.online is None else f"{given}, minimum_batch={self.minimum_batch}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "last": None}
+        return {**self.__dict__, "last": None, "_specification": None}
 
 
 def project(
@@ -201,58 +219,29 @@ def project(
     elastic: bool = False,
 ) -> Tensor:
     """What ``FairnessLayer`` does, as a function."""
-    return fair_predictions(
-        constraints, scores, groups, targets, bounds, weights, missing_group, group_counts, backend,
-        objective, smoothing, classes, check_elastic(elastic, objective, classes),
-    )[0]  # fmt: skip
-
-
-def check_elastic(elastic: bool, objective: Objective, classes: int | None) -> bool:
-    """The flag itself; raise if it is anything but one, or set where it has no meaning."""
-    if not isinstance(elastic, bool):
-        raise ProblemError(f"elastic: expected True or False, got {elastic!r}")
-    if elastic and (objective != "l2" or classes is not None):
-        other = f"objective={objective!r}" if classes is None else f"classes={classes}"
-        raise ProblemError(
-            f"elastic: expected False with {other}, got True; some rows there are no constraints "
-            "but tell what a prediction is, and may not be exceeded"
-        )
-    return elastic
+    specification = Specification(
+        constraints, bounds, objective, missing_group, group_counts, smoothing, classes, elastic
+    )
+    return fair_predictions(specification, backend, scores, groups, targets, weights)[0]
 
 
 def fair_predictions(
-    constraints: Constraint | Sequence[Constraint],
+    specification: Specification,
+    backend: str | Backend,
     scores: Tensor,
     groups: Groups,
     targets: Tensor | None,
-    bounds: Bounds,
     weights: Tensor | None,
-    missing_group: MissingGroup,
-    group_counts: GroupCounts,
-    backend: str | Backend,
-    objective: Objective,
-    smoothing: float,
-    classes: int | None,
-    elastic: bool,
 ) -> tuple[Tensor, Solution]:
     """Predictions like the scores, with their history, and the solution, detached."""
     if isinstance(scores, Tensor) and torch.is_autocast_enabled(
         "cpu" if scores.is_cpu else scores.device.type  # naming the device costs a microsecond
     ):
         with torch.autocast(scores.device.type, enabled=False):
-            return fair_predictions(
-                constraints, scores, groups, targets, bounds, weights, missing_group,
-                group_counts, backend, objective, smoothing, classes, elastic,
-            )  # fmt: skip
-    if smoothing != 0:
-        check_objective(objective, smoothing)
-    problem, center, read = formulate_around(
-        constraints, scores, groups, targets, bounds=bounds, weights=weights,
-        missing_group=missing_group, group_counts=group_counts, objective=objective,
-        classes=classes,
-    )  # fmt: skip
-    solver = solve_elastic if elastic else solve_detached
-    x, solution = solver(problem, backend, smoothing, center=center)
+            return fair_predictions(specification, backend, scores, groups, targets, weights)
+    problem, center, read = formulate_around(specification, scores, groups, targets, weights)
+    solver = solve_elastic if specification.elastic else solve_detached
+    x, solution = solver(problem, backend, specification.smoothing, center=center)
     if read is not None:
         x = read(x).to(scores.dtype)  # the solution stays in the variables of its problem
     elif x.dtype != scores.dtype:

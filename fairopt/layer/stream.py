@@ -7,21 +7,16 @@ import math
 from torch import Tensor
 
 from fairopt.errors import ProblemError, whole_number
-from fairopt.formulation.inputs import Bounds, as_batch, both, wide
-from fairopt.notions.catalogue import Constraint
+from fairopt.formulation.inputs import as_batch, read_scores
+from fairopt.formulation.specification import Specification
 from fairopt.online.module import OnlineParity, described, numbers
 from fairopt.online.reading import forecasts as forecasts
 
 
 def check_stream(
-    online: OnlineParity | None,
-    minimum_batch: int | None,
-    constraints: tuple[Constraint, ...],
-    bounds: Bounds,
-    objective: str,
-    classes: int | None,
+    online: OnlineParity | None, minimum_batch: int | None, specification: Specification
 ) -> None:
-    """Raise unless a layer of these arguments can serve by this stream, or has none.
+    """Raise unless a layer of this specification can serve by this stream, or has none.
 
     Raises:
         ProblemError: the message says what differs.
@@ -40,17 +35,18 @@ def check_stream(
         "minimum_batch", minimum_batch, 1, "a whole number of at least 1 with online",
         "; in eval mode smaller batches are served by the stream",
     )  # fmt: skip
-    if classes is not None:
+    if specification.classes is not None:
         raise ProblemError(
-            f"online: expected None with classes={classes}, got a stream; a stream has one number "
-            "for each sample"
+            f"online: expected None with classes={specification.classes}, got a stream, which has "
+            "one number for each sample"
         )
-    if objective != "l2":
+    if specification.objective != "l2":
         raise ProblemError(
-            f"online: expected objective='l2', got {objective!r}; a stream minimises the squared "
-            "change"
+            f"online: expected objective='l2', got {specification.objective!r}; a stream minimises "
+            "the squared change"
         )
     remedy = "; make the layer with constraints=online.constraints and bounds=online.bounds"
+    constraints = specification.constraints
     if constraints != online.constraints:
         mine, theirs = (", ".join(map(described, c)) for c in (constraints, online.constraints))
         if mine == theirs:
@@ -58,7 +54,7 @@ def check_stream(
         raise ProblemError(
             f"online: expected the constraints of the layer, {mine}, got {theirs}{remedy}"
         )
-    lower, upper = both(bounds)
+    lower, upper = specification.bounds
     if isinstance(lower, Tensor) or isinstance(upper, Tensor):
         raise ProblemError(
             "bounds: expected numbers with online, got a tensor; the stream holds its bounds as "
@@ -80,7 +76,7 @@ def is_for_stream(scores: Tensor, minimum_batch: int) -> bool:
     Raises:
         ProblemError: it is several small problems.
     """
-    problems, size = as_batch(wide(scores)).shape
+    problems, size = as_batch(read_scores(scores)).shape
     if size >= minimum_batch:
         return False
     if problems > 1:

@@ -299,7 +299,7 @@ class Batch:
         self.continuous = continuous
         self.axes = axes
         self.keys: dict[Key, None] = {}  # the axes that were asked for
-        self.alone: list[str] = []
+        self.one_group: list[str] = []
         self.factors: tuple[str, ...] = ()
 
     @property
@@ -370,7 +370,7 @@ class Batch:
                     other = self.group(family, part, base)
                     pairs = [(a, other, other.label) for code, a in groups if code != base]
                 if len(groups) == 1 and not (pairs and compare == "reference"):
-                    self.alone.append(f"{prefix}{suffix}")
+                    self.one_group.append(f"{prefix}{suffix}")
                     continue
                 for a, b, word in pairs:
                     yield f"{prefix}: {a.label} vs {word}{suffix}", a, b

@@ -163,7 +163,7 @@ class Records:
         nothing = np.full((len(COLUMNS), 1), np.nan)
         self.rows = [np.concatenate([row, nothing], 1)[:, old] for row in self.rows]
         self.keys = made.keys
-        self.notions = tuple(type(made.rows.constraints[o]).__name__ for o in made.rows.owners)
+        self.notions = tuple(type(made.rows.plan.constraints[o]).__name__ for o in made.rows.owners)
 
     def history(self, state: State) -> History:
         """What was recorded, and the present state as the last."""

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from fairopt.errors import ProblemError, UnsupportedProblemError
-from fairopt.formulation.template import MOST_CELLS, Plan, Terms, Trace, plan, trace
+from fairopt.formulation.template import (
+    MOST_CELLS,
+    RowPlan,
+    RowTemplate,
+    Terms,
+    new_template,
+    plan_rows,
+    row_template,
+)
 from fairopt.kernels.stream_records import (
     EACH_V,
     FEATURES,
@@ -99,8 +107,8 @@ class Programme:
     """
 
     layout: Layout
-    plan: Plan
-    rows: Trace
+    plan: RowPlan
+    rows: RowTemplate
     axes: tuple[Axis, ...]
     features: tuple[str, ...]
 
@@ -167,7 +175,7 @@ class Programme:
         fixed, rows = self.fixed, self.rows
         if not rows.numbers:
             return fixed
-        for constraint in rows.constraints:
+        for constraint in rows.plan.constraints:
             constraint.check()
         numbers = np.array([1.0, *(float(t.detach()) for t in rows.numbers)])
 
@@ -198,7 +206,7 @@ def programme(constraints: tuple[Constraint, ...], layout: Layout) -> Programme:
         ProblemError: an attribute is missing, or a row bounds a total, which grows with the stream.
         UnsupportedProblemError: more cells than a state should hold.
     """
-    made = plan(constraints, layout.names, layout.continuous)
+    made = plan_rows(constraints, layout.names, layout.continuous)
     axes = [attribute_axis(name, codes) for name, codes in layout.codes]
     axes += made.scores
     if made.binary:
@@ -209,8 +217,7 @@ def programme(constraints: tuple[Constraint, ...], layout: Layout) -> Programme:
             f"groups: expected at most {MOST_CELLS} combinations of groups, outcomes and bins, got "
             f"{cells}; stream fewer attributes or coarser groups"
         )
-    traced = trace if made.stays else trace.__wrapped__
-    rows = traced(constraints, layout.names, layout.continuous, tuple(axes), CPU)
+    rows = (row_template if made.stays else new_template)(made, tuple(axes), CPU)
     per_nobody = len(rows.sets)
     for terms in filter(None, (rows.linear, rows.constant)):
         total = ((terms.per == per_nobody) & (terms.factor != 0)).any(-1)
@@ -232,7 +239,5 @@ def labelled(made: Programme, labels: Mapping[str, Sequence[str]]) -> Programme:
         return axis._replace(labels=tuple(words[c] if c < len(words) else old for c, old in shown))
 
     axes = tuple(named(axis) for axis in made.axes)
-    traced = trace if made.plan.stays else trace.__wrapped__
-    layout = made.layout
-    rows = traced(made.rows.constraints, layout.names, layout.continuous, axes, CPU)
-    return replace(made, axes=axes, rows=rows)
+    template = row_template if made.plan.stays else new_template
+    return replace(made, axes=axes, rows=template(made.plan, axes, CPU))

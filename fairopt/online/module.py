@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fairopt.errors import ProblemError, whole_number
-from fairopt.formulation.inputs import as_constraints, both, check_bounds, rounded_inwards
-from fairopt.formulation.samples import GroupCounts, Groups
+from fairopt.formulation.inputs import GroupCounts, Groups, both, check_bounds, rounded_inwards
+from fairopt.formulation.specification import as_constraints
 from fairopt.kernels.stream_records import AWAY, PENDING, SAMPLES, Settings
 from fairopt.notions.catalogue import Constraint
 from fairopt.online.counting import count_batch

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from fairopt.errors import ProblemError
-from fairopt.formulation.inputs import as_batch, check_finite, read_weights, wide
-from fairopt.formulation.samples import (
+from fairopt.formulation.inputs import (
     GroupCounts,
     Groups,
+    as_batch,
+    check_finite,
     counted,
     outcome_and_targets,
     read_groups,
+    read_scores,
+    read_weights,
 )
-from fairopt.formulation.template import Plan, plan
+from fairopt.formulation.template import RowPlan, plan_rows
 from fairopt.kernels.stream_records import Floats, Integers, Samples
 from fairopt.notions.catalogue import Constraint
 from fairopt.notions.functionals import OUTCOME, Axis
@@ -55,7 +58,7 @@ def read(
             calls before.
     """
     constraints, group_counts, unknown_group = declared
-    flat = as_batch(wide(scores).detach())
+    flat = as_batch(read_scores(scores).detach())
     check_finite(scores, flat)
     if len(flat) != 1 and not several:
         raise ProblemError(
@@ -66,7 +69,7 @@ def read(
     soft = frozenset(name for name, codes in attributes.items() if codes.is_floating_point())
     if known is not None:
         check_same(known.layout, attributes, continuous, soft)
-    made = plan(constraints, tuple(attributes), tuple(continuous))
+    made = plan_rows(constraints, tuple(attributes), tuple(continuous))
     for name in continuous:
         if name not in made.continuous:
             raise ProblemError(
@@ -131,16 +134,16 @@ def in_order(tensor: Tensor, problems: int) -> np.ndarray:
     return whole.detach().cpu().numpy()
 
 
-def forecast(made: Plan, flat: Tensor) -> Tensor:
+def forecast(made: RowPlan, flat: Tensor) -> Tensor:
     """What stands for targets that are not known; ``flat`` are the scores as a batch."""
     return flat.double().clamp(0.0, 1.0) if made.binary else flat
 
 
 def forecasts(constraints: tuple[Constraint, ...], scores: Tensor, groups: Groups) -> Tensor | None:
     """What ``read`` puts in the place of targets; ``None`` where no notion needs any."""
-    flat = as_batch(wide(scores).detach())
+    flat = as_batch(read_scores(scores).detach())
     attributes, continuous = read_groups(groups, scores, flat)
-    made = plan(constraints, tuple(attributes), tuple(continuous))
+    made = plan_rows(constraints, tuple(attributes), tuple(continuous))
     return forecast(made, flat) if made.targeted else None
 
 
@@ -201,7 +204,7 @@ def seen(
     attributes: Mapping[str, Tensor],
     continuous: tuple[str, ...],
     soft: frozenset[str],
-    made: Plan,
+    made: RowPlan,
     declared: Mapping[str, int],
     unknown_group: UnknownGroup,
 ) -> Layout:

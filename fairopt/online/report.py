@@ -149,7 +149,7 @@ def report_of(state: State, name: str, feedback: Method) -> OnlineReport:
         if mass > 0.0:
             count = float(state.counts[k]) if certain else mass
             groups.append(GroupReport(label, count, mass, float(now[VALUE, k] / mass)))
-    rows, skipped = [], [f"{row}: only one group" for row in made.rows.alone]
+    rows, skipped = [], list(made.rows.uncompared)
     for r, row in enumerate(made.rows.names):
         if not found.here[r]:
             skipped.append(f"{row}: a group has no samples")
@@ -157,7 +157,7 @@ def report_of(state: State, name: str, feedback: Method) -> OnlineReport:
         low, v, high = float(found.lower[r]), float(found.value[r]), float(found.upper[r])
         multiplier, memory = (float(state.rows[r, c]) for c in (MULTIPLIER, MEMORY))
         bound = math.inf if pending or state.shared else abs(float(state.rows[r, AWAY]))
-        owner = type(made.rows.constraints[made.rows.owners[r]]).__name__
+        owner = type(made.rows.plan.constraints[made.rows.owners[r]]).__name__
         excess = max(0.0, low - v, v - high)
         bound = bound if feedback.bounded else math.nan
         count = float(found.counted[r])

@@ -95,16 +95,21 @@ def solve_detached(
     return x, call.solution
 
 
+def check_backend(backend: str | Backend) -> str | Backend:
+    """The same, if it is one; whether there is a backend of that name, the call sees."""
+    if not isinstance(backend, (str, Backend)):
+        raise ProblemError(
+            f"backend: expected a name, or a Backend made with its options, got {backend!r}"
+        )
+    return backend
+
+
 def choose(problem: Problem, backend: str | Backend, options: dict[str, Any]) -> Iterable[Backend]:
     """The backends to try, in order; only ``"auto"`` has more than one."""
     if isinstance(backend, Backend):
         if options:
             raise ProblemError("options: give them to the backend's constructor")
-    elif not isinstance(backend, str):
-        raise ProblemError(
-            f"backend: expected a name, or a Backend made with its options, got {backend!r}"
-        )
-    elif backend == "auto":
+    elif check_backend(backend) == "auto":
         if options:
             raise ProblemError('options: expected none with backend="auto"; name the backend')
         return able(problem)
