@@ -471,7 +471,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a target too large": ({"constraints": EO, "targets": G + 2}, "classes from 0 to 2, got 3"),
     "a negative target": ({"constraints": EO, "targets": G - 1}, "classes from 0 to 2, got -1"),
     "too few targets": ({"constraints": EO, "targets": G[:3]}, r"targets: expected shape \(4,\)"),
-    "chances beyond 1": ({"constraints": EO, "targets": 4 * S}, "chances of the classes from 0 to 1"),
+    "chances beyond 1": ({"constraints": EO, "targets": 4 * S}, "chances of the classes from 0"),
     "chances that lack": ({"constraints": EO, "targets": 0.5 * S}, "sum to 1 for each sample"),
     "listed targets": ({"constraints": EO, "targets": [0, 1]}, "targets: expected a tensor"),
     "too few groups": ({"groups": G[:3]}, r"groups: expected shape \(4,\)"),
