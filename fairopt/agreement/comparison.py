@@ -21,7 +21,7 @@ from fairopt.programs.solution import Solution
 from fairopt.tolerances import AGREEMENT, GRADIENT_AGREEMENT
 
 
-def cross_validate(
+def cross_validate(  # noqa: PLR0913
     problem: Problem,
     backends: Iterable[str | Backend] | None = None,
     reference: str | Backend | Solution | Tensor | None = None,

@@ -72,7 +72,7 @@ def formulate(
 ) -> LP: ...
 
 
-def formulate(
+def formulate(  # noqa: PLR0913
     constraints: Constraint | Sequence[Constraint],
     scores: Tensor,
     groups: Groups,

@@ -92,7 +92,7 @@ class FairnessLayer(nn.Module):
     online: OnlineParity | None
     _specification: Specification | None  # of the options as they are; made again where they change
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         constraints: Constraint | Sequence[Constraint],
         *,
@@ -202,7 +202,7 @@ class FairnessLayer(nn.Module):
         return {**self.__dict__, "last": None, "_specification": None}
 
 
-def project(
+def project(  # noqa: PLR0913
     scores: Tensor,
     groups: Groups,
     constraints: Constraint | Sequence[Constraint],

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fairopt import kernels
 from fairopt.kernels.stream_records import AWAY, SEEN, Arrays, Floats, Rows, Samples
-from fairopt.online.state import State, kernels
+from fairopt.online.state import State
 
 if TYPE_CHECKING:
     from fairopt.online.feedback import Method
@@ -21,7 +22,7 @@ class Opened:
         assert state.programme is not None
         n, K, m = len(samples.scores), state.programme.cells, len(state.rows)
         F = samples.v.shape[1]
-        compiled = kernels()
+        compiled = kernels.stream
         self.rows: Rows = compiled.empty_rows(m, F, K)
         self.A = np.empty((m, n))
         compiled.open_batch(
@@ -42,7 +43,7 @@ def count_batch(state: State, part: Samples, x: Floats, arrays: Arrays, feedback
     predictions need, and others' teach it nothing of that. (Were the clock to stand still, the
     next single sample would be taken for a step as long as all that was counted.)
     """
-    compiled = kernels()
+    compiled = kernels.stream
     feedback.answer(state, part, x, arrays)
     compiled.close_batch(part, 0, len(x), state.statistics(), x, False)
     compiled.widen(state.extent, part.scores, 0, len(x))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairopt import kernels
 from fairopt.errors import ProblemError, whole_number
 from fairopt.formulation.inputs import GroupCounts, Groups, both, check_bounds, rounded_inwards
 from fairopt.formulation.specification import as_constraints
@@ -26,7 +27,7 @@ from fairopt.online.persistence import differences, read_state, write_state
 from fairopt.online.reading import Declared, UnknownGroup, read, read_predictions
 from fairopt.online.report import OnlineReport, report_of
 from fairopt.online.sharing import Common, Part, meeting, origin_of, parts_from, pooled, resumed
-from fairopt.online.state import ARRAYS, EXTRAS, State, kernels
+from fairopt.online.state import ARRAYS, EXTRAS, State
 from fairopt.online.workers import gather
 from fairopt.tolerances import MOST
 
@@ -77,7 +78,6 @@ class OnlineParity(torch.nn.Module):
     _origin: str
     _records: Records | None
     _ready: Any
-    _compiled: Any
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ class OnlineParity(torch.nn.Module):
                     "observe: expected groups of samples that were served, got new ones"
                 )
             state = self._state.copy()
-            compiled = kernels()
+            compiled = kernels.stream
             compiled.accumulate(state.pending, state.counts, 0.0, -1.0, forecast, served, 0, n)
             compiled.accumulate(state.sums, state.counts, 1.0, 1.0, actual, served, 0, n)
             compiled.replace_forecast(state.sums, actual, forecast.y)
@@ -322,13 +322,13 @@ class OnlineParity(torch.nn.Module):
         # Contiguous: for other layouts Numba would compile everything once more.
         values = np.ascontiguousarray(scores.detach().numpy(), np.float64)
         codes = np.ascontiguousarray(groups.numpy())
-        serve, out = self._compiled.stream_codes, np.empty(len(values))
+        serve, out = kernels.stream.stream_codes, np.empty(len(values))
         records, size = self._records, batch_size or len(values)
         fixed = (known, statistics, arrays, settings[single], size, single)
         if records is None:
             if not serve(values, codes, *fixed, out):
                 return None  # a new group, or something to refuse: the long way says which
-        elif not self._compiled.positions(values, codes, *known, np.empty(len(out), np.int64)):
+        elif not kernels.stream.positions(values, codes, *known, np.empty(len(out), np.int64)):
             return None
         else:
             for at in stretches(records, self._state, len(values), size):
@@ -566,7 +566,6 @@ class OnlineParity(torch.nn.Module):
     def _commit(self, state: State) -> None:
         """Make this the state; buffers share its memory."""
         self.__dict__["_state"] = state
-        self.__dict__["_compiled"] = None
         self.__dict__["_ready"] = None
         for name, tensor in state.tensors().items():
             self._buffers[name] = tensor
@@ -592,7 +591,6 @@ class OnlineParity(torch.nn.Module):
             self.__dict__["_ready"] = (
                 (table, codes), tuple(state.statistics()), tuple(made.arrays()), settings,
             )  # fmt: skip
-            self.__dict__["_compiled"] = kernels()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnlineParity:
         """The state stays in float64 on the CPU, whatever the module is converted or moved to."""
@@ -636,7 +634,7 @@ class OnlineParity(torch.nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             left_out = (
-                "_lock", "_meeting", "_ready", "_compiled", "_state", "_common", "_records",
+                "_lock", "_meeting", "_ready", "_state", "_common", "_records",
                 "_buffers", "_method", "_settings",
             )  # fmt: skip
             kept = {name: value for name, value in self.__dict__.items() if name not in left_out}

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from fairopt import kernels
 from fairopt.errors import ProblemError
 from fairopt.kernels.stream_records import (
     AWAY,
@@ -40,7 +41,7 @@ from fairopt.kernels.stream_records import (
 from fairopt.notions.catalogue import Constraint
 from fairopt.online.layout import Layout, Programme, programme
 from fairopt.online.packing import packed, unpacked
-from fairopt.online.state import ARRAYS, State, kernels
+from fairopt.online.state import ARRAYS, State
 
 Constraints = tuple[Constraint, ...]
 
@@ -83,7 +84,7 @@ class Common:
         there, left = self.state.moved(state.programme), (self.workers - 1) / self.workers
         Q, K = there.sums.shape[1:]
         others = np.zeros((2 * Q + 1, K))
-        kernels().combined(there.sums, there.pending, others[:Q])
+        kernels.stream.combined(there.sums, there.pending, others[:Q])
         others[FORECAST] = 0.0  # there combined leaves a mean, of errors
         others[Q:-1] = there.sums.sum(0)
         others[:-1] *= left

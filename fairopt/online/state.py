@@ -5,15 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from functools import lru_cache
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fairopt import kernels as compiled
+from fairopt import kernels
 from fairopt.errors import ProblemError
 from fairopt.kernels.stream_records import (
     AWAY,
@@ -46,13 +44,6 @@ ARRAYS = {
     "paper": (np.float64, ("four",)),
 }
 EXTRAS = ("common", "history")  # bytes that are saved where there is something to save
-
-
-@lru_cache(maxsize=1)
-def kernels() -> ModuleType:
-    """The compiled functions, loaded when first needed."""
-    module: ModuleType = compiled.stream
-    return module
 
 
 class State:
@@ -119,7 +110,7 @@ class State:
         if old is not None:
             place = places(old, programme)
             for name in ("sums", "pending"):
-                kernels().merge_sums(getattr(new, name), getattr(self, name), place)
+                kernels.stream.merge_sums(getattr(new, name), getattr(self, name), place)
             new.counts[place] = self.counts
             if self.others is not None:
                 new.others = np.zeros((len(self.others), new.sums.shape[2]))
@@ -142,11 +133,11 @@ class State:
         """Add the counts and sums of a state of the same cells, or with sign -1 take them away."""
         place = np.arange(len(self.counts))
         for name in ("sums", "pending"):
-            kernels().merge_sums(getattr(self, name), sign * getattr(other, name), place)
+            kernels.stream.merge_sums(getattr(self, name), sign * getattr(other, name), place)
         self.counts += sign * other.counts
         self.totals += sign * other.totals
         for part in other.paper[GAPS:]:
-            self.paper[GAPS:] = kernels().two_sum(*self.paper[GAPS:], sign * part)
+            self.paper[GAPS:] = kernels.stream.two_sum(*self.paper[GAPS:], sign * part)
         if sign > 0:
             self.extent[LEAST] = min(self.extent[LEAST], other.extent[LEAST])
             self.extent[GREATEST] = max(self.extent[GREATEST], other.extent[GREATEST])
@@ -238,7 +229,7 @@ def places(old: Programme, new: Programme) -> Integers:
 
 def pooled(state: State, made: Programme) -> tuple[Floats, Rows]:
     """Sums as doubles, and the rows at them."""
-    compiled = kernels()
+    compiled = kernels.stream
     now = np.empty(state.sums.shape[1:])
     compiled.combined(state.sums, np.zeros_like(state.sums), now)
     found: Rows = compiled.empty_rows(len(made.rows.names), len(made.features), made.cells)

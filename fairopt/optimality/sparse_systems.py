@@ -32,7 +32,8 @@ Array = NDArray[Any]
 # Of matrices with a unit diagonal and unit rows. Larger, and small eigenvalues take many steps;
 # smaller, and the solves lose more digits.
 DELTA = 1e-6
-FEWEST, STEPS = 3, 300
+FEWEST = 3
+STEPS = 300
 THRESHOLD = 0.01  # pivots of size DELTA would lose what the solves need; costs little fill
 STALLED = 0.99  # a residual that shrinks by less in one step is out of reach
 

@@ -171,7 +171,7 @@ class QP(Program):
     # share those, and no history with them, gives all of them one dictionary.
     memo: dict[Any, Any] | None = field(default=None, repr=False)
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         P: Tensor | SparseRows,
         q: Tensor,

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fairopt import kernels
 from fairopt.kernels.stream_records import Arrays, Floats, Samples, Settings
-from fairopt.online.state import State, kernels
+from fairopt.online.state import State
 
 if TYPE_CHECKING:
     from fairopt.online.history import Records
@@ -73,7 +74,7 @@ class Method:
             part = samples.part(first, first + size)
             x = self.batch(state, part, arrays, settings)
             x = torch.from_numpy(x).to(dtype).double().numpy()
-            kernels().close_batch(part, 0, len(x), state.statistics(), x, False)
+            kernels.stream.close_batch(part, 0, len(x), state.statistics(), x, False)
             out[first : first + size] = x
             if records is not None:
                 records.take(state)

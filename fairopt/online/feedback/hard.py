@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fairopt import kernels
 from fairopt.kernels.stream_records import (
     AWAY,
     MEMORY,
@@ -23,10 +24,10 @@ from fairopt.kernels.stream_records import (
 from fairopt.online import feedback
 from fairopt.online.counting import Opened
 from fairopt.online.feedback import pooled
-from fairopt.online.state import State, kernels
+from fairopt.online.state import State
 
 # Each round of the method of multipliers divides the violation by about this.
-PRICE = 1e4
+GAIN = 1e4
 ROUNDS = 30
 ROUNDING = 4e-16
 
@@ -44,7 +45,7 @@ class Method(pooled.Method):
             return super().batch(state, part, arrays, settings)
         x, dual, left = hard_batch(state, part, arrays, (settings.low, settings.high))
         state.rows[:, MULTIPLIER], state.rows[:, MEMORY], state.rows[:, AWAY] = dual, 0.0, left
-        kernels().widen(state.extent, part.scores, 0, len(x))
+        kernels.stream.widen(state.extent, part.scores, 0, len(x))
         return x
 
 
@@ -68,9 +69,9 @@ def hard_batch(
     left[opened.here] = violation(opened, x)[opened.here]
     if not left[priced].any():
         return x, dual, left
-    price = np.where(priced, PRICE / np.where(priced, reach, 1.0), 0.0)
+    price = np.where(priced, GAIN / np.where(priced, reach, 1.0), 0.0)
     y, columns = np.zeros(m), np.zeros(0, np.int64)
-    compiled = kernels()
+    compiled = kernels.stream
     work = compiled.workspace(m, n)
     for _ in range(ROUNDS):
         offset = np.where(priced, y / np.where(priced, price, 1.0), 0.0)

@@ -17,6 +17,7 @@ import math
 import numpy as np
 import torch
 
+from fairopt import kernels
 from fairopt.errors import ProblemError
 from fairopt.kernels.stream_records import (
     BATCHES,
@@ -32,7 +33,7 @@ from fairopt.kernels.stream_records import (
 from fairopt.online import feedback
 from fairopt.online.counting import Opened
 from fairopt.online.layout import Programme
-from fairopt.online.state import State, kernels
+from fairopt.online.state import State
 
 PROXIMAL_STEPS = 60
 
@@ -89,7 +90,7 @@ def learn(state: State, opened: Opened, x: Floats, arrays: Arrays, step: float) 
         excess = -tolerance
     gap = excess + tolerance
     state.paper[HIGHEST_PRICE] = max(state.paper[HIGHEST_PRICE], multiplier)
-    state.paper[GAPS:] = kernels().two_sum(state.paper[GAPS], state.paper[GAPS_LOW], n * gap)
+    state.paper[GAPS:] = kernels.stream.two_sum(state.paper[GAPS], state.paper[GAPS_LOW], n * gap)
     if math.isfinite(excess):
         state.paper[PRICE] = max(0.0, multiplier + step / math.sqrt(t) * n * excess)
     state.paper[HIGHEST_PRICE] = max(state.paper[HIGHEST_PRICE], state.paper[PRICE])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fairopt import kernels
 from fairopt.kernels.stream_records import Arrays, Floats, Samples, Settings
 from fairopt.online import feedback
 from fairopt.online.history import Records, stretches
-from fairopt.online.state import State, kernels
+from fairopt.online.state import State
 
 
 class Method(feedback.Method):
@@ -20,7 +21,7 @@ class Method(feedback.Method):
     def batch(self, state: State, part: Samples, arrays: Arrays, settings: Settings) -> Floats:
         x = np.empty(len(part.scores))
         trial = state.copy()  # its sums are counted later, in the dtype that is returned
-        kernels().stream(
+        kernels.stream.stream(
             tuple(part), tuple(trial.statistics()), tuple(arrays), tuple(settings), len(x), False, x
         )
         state.rows[...], state.extent[...] = trial.rows, trial.extent
@@ -34,7 +35,7 @@ class Method(feedback.Method):
             return super().serve(state, samples, arrays, settings, size, dtype, records)
         out, statistics = np.empty(len(samples.scores)), tuple(state.statistics())
         for at in stretches(records, state, len(out), size):
-            kernels().stream(
+            kernels.stream.stream(
                 tuple(samples.part(at.start, at.stop)), statistics, tuple(arrays), tuple(settings),
                 size, dtype == torch.float32, out[at],
             )  # fmt: skip
